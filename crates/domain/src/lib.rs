@@ -1,1 +1,10 @@
-//! See the crate name; contents follow.
+//! Pure values and functions every component must agree on.
+//!
+//! No async, no I/O, no clock, no randomness: times and random bytes come in as arguments, so that every
+//! rule in here is tested by tables and `proptest` in milliseconds.
+
+#![forbid(unsafe_code)]
+
+pub mod id;
+
+pub use ulid::Ulid;
