@@ -1,1 +1,3 @@
-//! See the crate name; contents follow.
+//! What every daemon needs and nothing of the domain.
+
+pub mod packet;
