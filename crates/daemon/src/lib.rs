@@ -1,3 +1,11 @@
-//! What every daemon needs and nothing of the domain.
+//! What every daemon needs and nothing of the domain: configuration, telemetry, health, shutdown, clock, ids.
 
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod config;
+pub mod health;
+pub mod ids;
 pub mod packet;
+pub mod shutdown;
+pub mod telemetry;
