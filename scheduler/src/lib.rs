@@ -1,0 +1,8 @@
+//! The scheduler: tenants, desired state, placement, the vault, usage, and the tenant API over them.
+//!
+//! `http` (thin) → `app` (one function per operation) → `placement`, `fleet`, `secret`, `usage`, `audit` → `store`.
+//! No SQL above `store`, no HTTP below `http`; `secret` is the only module that opens a stored value.
+
+#![forbid(unsafe_code)]
+
+pub mod store;
