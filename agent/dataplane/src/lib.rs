@@ -1,0 +1,9 @@
+//! The unprivileged half of a host: two roles of one binary, each a process of its own with its own uid.
+//!
+//! `egress` handles bytes *from* guests, `edge` bytes *to* guests; both are given their sockets by the agent over
+//! [`control`] and work under [`confine`]. Depends on no agent module and on no store; forbids unsafe code and
+//! starts no process.
+
+#![forbid(unsafe_code)]
+
+pub mod control;
