@@ -1,7 +1,7 @@
 //! Compiles the contracts without `protoc`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["roost/guest.proto", "roost/dataplane.proto", "roost/host.proto"];
+    let files = ["roost/guest.proto", "roost/dataplane.proto", "roost/host.proto", "roost/local.proto"];
     for file in files {
         println!("cargo:rerun-if-changed=proto/{file}");
     }

@@ -39,3 +39,11 @@ pub mod host {
     /// gRPC metadata key that names the sandbox a Gateway call is for.
     pub const SANDBOX_METADATA: &str = "roost-sandbox";
 }
+
+/// The agent to the operator's CLI on the same host.
+pub mod local {
+    pub mod v1 {
+        tonic::include_proto!("roost.local.v1");
+    }
+    pub use v1::*;
+}
