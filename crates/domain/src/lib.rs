@@ -6,6 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod desired;
 pub mod id;
+pub mod lifecycle;
+pub mod text;
 
 pub use ulid::Ulid;
