@@ -46,6 +46,8 @@ pub enum Cause {
     VmmCrashed,
     HostRestarted,
     StartFailed,
+    /// The guest's memory could not be saved, so it goes on.
+    SnapshotFailed,
     DiskFull,
     /// The operator, at the host's own CLI.
     Operator,
@@ -59,6 +61,7 @@ words!(Cause, "cause" {
     VmmCrashed => "vmm_crashed",
     HostRestarted => "host_restarted",
     StartFailed => "start_failed",
+    SnapshotFailed => "snapshot_failed",
     DiskFull => "disk_full",
     Operator => "operator",
 });
