@@ -16,10 +16,24 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+pub mod api_key;
+pub mod audit_log;
+pub mod event;
+pub mod execution;
+pub mod host;
+pub mod idempotency;
 mod postgres;
+pub mod preview;
+pub mod quota;
+pub mod record;
+pub mod sandbox;
 mod schema;
+pub mod secret;
+pub mod setting;
 mod sqlite;
+pub mod tenant;
 mod tx;
+pub mod usage;
 mod value;
 
 pub use tx::Tx;

@@ -384,7 +384,7 @@ CREATE TABLE setting (
 CREATE TABLE event (
   id TEXT PRIMARY KEY,
   tenant_id TEXT NOT NULL,
-  type TEXT NOT NULL,
+  kind TEXT NOT NULL,
   sandbox_id TEXT,
   data TEXT NOT NULL,
   created_us BIGINT NOT NULL

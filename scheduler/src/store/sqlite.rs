@@ -48,6 +48,7 @@ fn open(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
     set("journal_mode", &"wal")
         .and_then(|()| set("synchronous", &"full"))
         .and_then(|()| set("foreign_keys", &true))
+        .and_then(|()| set("case_sensitive_like", &true))
         .and_then(|()| connection.busy_timeout(super::QUEUE_WAIT))
         .map_err(open_error("set up the connection"))?;
     connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
@@ -153,11 +154,7 @@ pub(super) fn execute(connection: &Connection, sql: &str, params: &[Value]) -> R
 
 pub(super) fn query(connection: &Connection, sql: &str, params: &[Value]) -> Result<Vec<Row>, Error> {
     let mut statement = connection.prepare_cached(sql).map_err(error)?;
-    let columns: Arc<[String]> = statement
-        .column_names()
-        .iter()
-        .map(|name| (*name).to_owned())
-        .collect();
+    let columns: Arc<[String]> = statement.column_names().map(str::to_owned).collect();
     let mut rows = statement
         .query(rusqlite::params_from_iter(params))
         .map_err(error)?;

@@ -1,0 +1,52 @@
+//! Table `event`: what happened to a tenant's resources, for event streams and webhooks.
+
+use super::record::{self, Conditions, record};
+use super::{Error, Tx, params};
+
+record! {
+    pub struct Event in "event" {
+        id: String,
+        tenant_id: String,
+        /// Like `sandbox.running`.
+        kind: String,
+        sandbox_id: Option<String>,
+        data: serde_json::Value,
+        created_us: i64,
+    }
+}
+
+pub fn insert(tx: &mut Tx<'_>, event: &Event) -> Result<(), Error> {
+    record::insert(tx, event)
+}
+
+/// Events after `after` (its time and id), oldest first.
+pub fn list_after(
+    tx: &mut Tx<'_>,
+    tenant: &str,
+    sandbox: Option<&str>,
+    after: (i64, &str),
+    limit: u32,
+) -> Result<Vec<Event>, Error> {
+    let mut where_ = Conditions::new("tenant_id", tenant);
+    where_.push_if("sandbox_id", "=", &sandbox);
+    let (time, id) = (where_.place(after.0), where_.place(after.1));
+    where_.push_clause(format!(
+        "(created_us > {time} OR (created_us = {time} AND id > {id}))"
+    ));
+    let limit = where_.place(limit);
+    let (where_, params) = where_.finish();
+    record::list(
+        tx,
+        &format!("{where_} ORDER BY created_us, id LIMIT {limit}"),
+        &params,
+    )
+}
+
+pub fn find(tx: &mut Tx<'_>, tenant: &str, id: &str) -> Result<Option<Event>, Error> {
+    record::find(tx, "WHERE tenant_id = ?1 AND id = ?2", params![tenant, id])
+}
+
+/// Removes what is older; returns how many.
+pub fn remove_before(tx: &mut Tx<'_>, before_us: i64) -> Result<u64, Error> {
+    tx.execute("DELETE FROM event WHERE created_us < ?1", params![before_us])
+}
