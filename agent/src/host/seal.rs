@@ -1,0 +1,116 @@
+//! Seals a network namespace: what a guest sends meets our own sockets or nothing.
+//!
+//! No veth, no forwarding, no route out. TCP of the guest goes to the transparent listener, UDP port 53 to the
+//! DNS socket, everything else is dropped. Connection tracking is off, so there is no table a guest could fill.
+//! Repeatable: the rule set is replaced as a whole, in one transaction.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::{link, netns, tool};
+
+pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+pub const GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+pub const PREFIX: u8 = 30;
+pub const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// Transparent TCP listener on the namespace's loopback.
+pub const LISTENER_PORT: u16 = 18080;
+/// Answers leave from the port the socket is bound to, so it has to be the one resolvers ask.
+pub const DNS_PORT: u16 = 53;
+
+const MARK: u32 = 1;
+const TABLE: u32 = 100;
+const NFT_DEADLINE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("entering the namespace")]
+    Enter(#[from] netns::Error),
+    #[error("setting {path}")]
+    Setting { path: String, source: io::Error },
+    #[error("routing marked packets to this host")]
+    Route(#[from] link::Error),
+    #[error("loading the packet rules")]
+    Rules(#[from] tool::Error),
+}
+
+/// Written in this order: IPv6 goes off everywhere, then `::1` comes back.
+const SETTINGS: [(&str, &str); 12] = [
+    ("ipv6/conf/all/disable_ipv6", "1"),
+    ("ipv6/conf/default/disable_ipv6", "1"),
+    ("ipv6/conf/lo/disable_ipv6", "0"),
+    ("ipv6/conf/all/forwarding", "0"),
+    ("ipv4/ip_forward", "0"),
+    ("ipv4/conf/all/forwarding", "0"),
+    ("ipv4/conf/default/forwarding", "0"),
+    ("ipv4/conf/all/arp_ignore", "1"),
+    ("ipv4/conf/all/accept_redirects", "0"),
+    ("ipv4/conf/default/accept_redirects", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+];
+
+/// The whole rule set. Each closing brace has a line of its own, as nft 1.0.6 wants it.
+///
+/// Hooks are given by number: raw -300, mangle -150, filter 0.
+const RULES: &str = r#"
+table inet roost
+delete table inet roost
+table arp roost
+delete table arp roost
+table inet roost {
+ chain untracked_in {
+  type filter hook prerouting priority -300;
+  notrack
+ }
+ chain untracked_out {
+  type filter hook output priority -300;
+  notrack
+ }
+ chain arriving {
+  type filter hook prerouting priority -150; policy drop;
+  iifname "lo" accept
+  iifname != "tap0" drop
+  meta nfproto != ipv4 drop
+  ether saddr != 02:00:00:00:00:02 drop
+  ip saddr != 10.0.0.2 drop
+  meta l4proto tcp tproxy ip to 127.0.0.1:18080 meta mark set 1 accept
+  udp dport 53 tproxy ip to 127.0.0.1:53 meta mark set 1 accept
+ }
+ chain forwarded {
+  type filter hook forward priority 0; policy drop;
+ }
+ chain leaving {
+  type filter hook output priority 0; policy drop;
+  oifname "lo" accept
+  oifname "tap0" ip daddr 10.0.0.2 meta l4proto { tcp, udp } accept
+ }
+}
+table arp roost {
+ chain arriving {
+  type filter hook input priority 0; policy drop;
+  iifname "tap0" arp saddr ether 02:00:00:00:00:02 arp saddr ip 10.0.0.2 accept
+ }
+}
+"#;
+
+/// Seals `netns`. Everything in it that was there before stays sealed throughout.
+pub fn ensure(netns: &netns::Netns) -> Result<(), Error> {
+    netns.run(|| {
+        // Rules first: there is no moment with a route and without them.
+        tool::run("nft", &["-f", "-"], RULES.as_bytes(), NFT_DEADLINE)?;
+        for (name, value) in SETTINGS {
+            let path = format!("/proc/sys/net/{name}");
+            match fs::write(&path, value) {
+                // A kernel without IPv6 has nothing to switch off.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && name.starts_with("ipv6/") => {}
+                other => other.map_err(|source| Error::Setting { path, source })?,
+            }
+        }
+        link::with_netlink(async |handle| link::ensure_marked_is_local(handle, MARK, TABLE).await)?;
+        Ok(())
+    })?
+}
