@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod audit;
 pub mod desired;
+pub mod host_name;
 pub mod id;
 pub mod lifecycle;
 pub mod text;

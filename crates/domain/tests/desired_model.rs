@@ -48,7 +48,13 @@ struct World {
 impl World {
     fn new() -> Self {
         let placement = Placement::Nowhere { epoch: 0 }.place(0).unwrap();
-        Self { row: Row::new(Run::Running), placement, hosts: [None, None], wire: Vec::new(), commanded: 1 }
+        Self {
+            row: Row::new(Run::Running),
+            placement,
+            hosts: [None, None],
+            wire: Vec::new(),
+            commanded: 1,
+        }
     }
 
     fn apply(&mut self, event: Event) {
@@ -71,7 +77,11 @@ impl World {
                 }
             }
             Event::SendReport(host) => {
-                self.wire.extend(self.hosts[host].and_then(|standing| standing.report()).map(Message::Report));
+                self.wire.extend(
+                    self.hosts[host]
+                        .and_then(|standing| standing.report())
+                        .map(Message::Report),
+                );
             }
             Event::GiveUp => self.placement = self.placement.give_up(),
             Event::SendFence => {
@@ -81,14 +91,18 @@ impl World {
             }
             Event::Place(host) => {
                 if let Some(next) = self.placement.place(host) {
-                    let Placement::On { epoch, .. } = next else { unreachable!("placed") };
+                    let Placement::On { epoch, .. } = next else {
+                        unreachable!("placed")
+                    };
                     self.placement = next;
                     self.row = self.row.replaced(epoch);
                     // What the former host decided last and never reported died with its placement.
                     self.commanded = self.row.desired.generation;
                 }
             }
-            Event::Deliver(index) if !self.wire.is_empty() => self.deliver(self.wire[index % self.wire.len()]),
+            Event::Deliver(index) if !self.wire.is_empty() => {
+                self.deliver(self.wire[index % self.wire.len()])
+            }
             Event::Lose(index) if !self.wire.is_empty() => {
                 let index = index % self.wire.len();
                 self.wire.swap_remove(index);
@@ -114,7 +128,11 @@ impl World {
             Message::Report(report) => {
                 if let Adoption::Adopt(row) = self.row.decide_adoption(&report) {
                     let base = report.local.base_generation;
-                    assert!(base >= self.commanded, "{base} undoes the call of {}", self.commanded);
+                    assert!(
+                        base >= self.commanded,
+                        "{base} undoes the call of {}",
+                        self.commanded
+                    );
                     self.row = row;
                 }
             }
@@ -133,7 +151,12 @@ impl World {
     fn settle(&mut self) {
         self.wire.clear();
         for _ in 0..6 {
-            for event in [Event::SendFence, Event::SendOffer, Event::SendReport(0), Event::SendReport(1)] {
+            for event in [
+                Event::SendFence,
+                Event::SendOffer,
+                Event::SendReport(0),
+                Event::SendReport(1),
+            ] {
                 self.apply(event);
             }
             while let Some(message) = self.wire.pop() {
