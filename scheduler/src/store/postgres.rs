@@ -23,7 +23,7 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(1);
 const BACKOFF_MOST: Duration = Duration::from_millis(50);
 const STATEMENT_CACHE: usize = 256;
 /// The advisory lock under which one scheduler at a time migrates the schema: "roost" in ASCII.
-const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(492_323_336_052)";
+const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(492323336052)";
 
 type Jobs = Arc<Mutex<mpsc::Receiver<Box<dyn Task>>>>;
 

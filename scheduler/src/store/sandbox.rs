@@ -55,12 +55,14 @@ record! {
         desired_run: String,
         generation: u64,
         placement_epoch: u64,
+        /// When the generation only takes over a host's local transition: that transition's number. Otherwise 0.
+        adopted_seq: u64,
         host_id: Option<String>,
         /// What this sandbox has reserved on its host right now.
         memory_reserved_mib: u64,
         disk_reserved_mib: u64,
         /// `creating`, `running`, `pausing`, `paused`, `resuming`, `stopping`, `stopped`, `destroying`, `destroyed`
-        /// or `error`.
+        /// or `failed` (tenants see `error`).
         state: String,
         state_reason: String,
         observed_generation: u64,
@@ -228,7 +230,8 @@ pub fn list_overdue(tx: &mut Tx<'_>, now_us: i64, limit: u32) -> Result<Vec<Sand
 
 /// Wants `run`; the new generation, or `None` if the sandbox is absent or wanted destroyed.
 pub fn set_desired(tx: &mut Tx<'_>, id: &str, run: &str, now_us: i64) -> Result<Option<u64>, Error> {
-    let sql = "UPDATE sandbox SET desired_run = ?2, generation = generation + 1, updated_us = ?3
+    let sql =
+        "UPDATE sandbox SET desired_run = ?2, generation = generation + 1, adopted_seq = 0, updated_us = ?3
         WHERE id = ?1 AND desired_run <> 'destroyed'";
     if !record::changed(tx, sql, params![id, run, now_us])? {
         return Ok(None);
@@ -246,6 +249,7 @@ pub fn set_desired(tx: &mut Tx<'_>, id: &str, run: &str, now_us: i64) -> Result<
 pub fn set_placement(tx: &mut Tx<'_>, sandbox: &Sandbox, host: &str, now_us: i64) -> Result<bool, Error> {
     let sql =
         "UPDATE sandbox SET host_id = ?2, placement_epoch = placement_epoch + 1, generation = generation + 1,
+        adopted_seq = 0,
         memory_reserved_mib = memory_mib, disk_reserved_mib = disk_mib, execution_id = NULL, updated_us = ?4
         WHERE id = ?1 AND placement_epoch = ?3";
     record::changed(
@@ -386,20 +390,22 @@ pub fn record_observed(tx: &mut Tx<'_>, seen: &Observed, now_us: i64) -> Result<
     record::changed(tx, sql, params)
 }
 
-/// Adopts a local transition as the wanted state, by compare-and-set on the generation it was made under.
+/// Makes a host's local transition the wanted state, by compare-and-set on the generation it was made under.
 pub fn adopt_local(
     tx: &mut Tx<'_>,
     id: &str,
     base_generation: u64,
     run: &str,
+    seq: u64,
     now_us: i64,
 ) -> Result<bool, Error> {
-    let sql = "UPDATE sandbox SET desired_run = ?3, updated_us = ?4
+    let sql =
+        "UPDATE sandbox SET desired_run = ?3, generation = generation + 1, adopted_seq = ?4, updated_us = ?5
         WHERE id = ?1 AND generation = ?2 AND desired_run <> 'destroyed'";
-    record::changed(tx, sql, params![id, base_generation, run, now_us])
+    record::changed(tx, sql, params![id, base_generation, run, seq, now_us])
 }
 
-/// Ids of sandboxes changed at or after `since_us`, for route pushes.
+/// Sandboxes changed at or after `since_us`, for route pushes.
 pub fn list_updated(tx: &mut Tx<'_>, since_us: i64, limit: u32) -> Result<Vec<Sandbox>, Error> {
     record::list(
         tx,

@@ -124,6 +124,7 @@ CREATE TABLE sandbox (
   desired_run TEXT NOT NULL,
   generation BIGINT NOT NULL,
   placement_epoch BIGINT NOT NULL,
+  adopted_seq BIGINT NOT NULL,
   host_id TEXT REFERENCES host (id),
   memory_reserved_mib BIGINT NOT NULL,
   disk_reserved_mib BIGINT NOT NULL,

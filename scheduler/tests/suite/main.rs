@@ -1,0 +1,7 @@
+//! The scheduler's component tests: real SQLite, real PostgreSQL, real TLS sockets.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, unreachable_pub)]
+
+mod engines;
+mod rows;
+mod store;
