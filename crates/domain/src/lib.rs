@@ -8,9 +8,13 @@
 pub mod address;
 pub mod audit;
 pub mod desired;
+pub mod error_code;
+pub mod external_id;
 pub mod host_name;
 pub mod id;
 pub mod lifecycle;
+pub mod preview_host;
+pub mod slug;
 pub mod text;
 
 pub use ulid::Ulid;
