@@ -101,6 +101,7 @@ codes! {
     NoReadyMachine, "no_ready_machine", 503, "NoReadyMachineError", final, "leave out fail_fast to wait for capacity";
     CapacityUnavailable, "capacity_unavailable", 503, "ServerError", retry, "try again later or add a host";
     SchedulerUnavailable, "scheduler_unavailable", 503, "ServerError", retry, "try again: the control plane is away";
+    SandboxUnreachable, "sandbox_unreachable", 503, "ServerError", retry, "try again: the sandbox or its host does not answer";
     SandboxReadyTimeout, "sandbox_ready_timeout", 504, "ServerError", retry, "wait for the sandbox with its readiness stream";
     UpstreamTimeout, "upstream_timeout", 504, "ServerError", retry, "try again: no answer in time";
 }
