@@ -6,4 +6,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod config;
+pub mod confine;
 pub mod control;
+pub mod directory;
+pub mod edge;
+pub mod egress;
+pub mod guest;

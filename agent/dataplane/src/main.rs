@@ -1,1 +1,86 @@
-fn main() {}
+//! `roost-dataplane edge|egress`: takes what needs root, gives root up, serves.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use roost_daemon::telemetry;
+use roost_dataplane::control::Role;
+use roost_dataplane::{config, confine, directory, edge};
+
+/// The unprivileged half of a Roost host: everything that handles bytes of guests and browsers.
+///
+/// The agent starts with root; this process must not. Started as root it makes its own directories, then changes to
+/// its own uid without capabilities and filters its system calls for good; started as that uid it only does the
+/// latter. It listens on a control socket, where the agent (checked by uid) attaches executions by handing over
+/// their sockets. It keeps them while the agent restarts.
+#[derive(Debug, Parser)]
+#[command(version, after_long_help = EXAMPLE)]
+struct Arguments {
+    #[command(subcommand)]
+    role: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bytes to guests: the guest gateway (exec, files, terminals) and previews.
+    Edge(Options),
+    /// Bytes from guests: their TCP connections and DNS, credentials, audit.
+    Egress(Options),
+}
+
+#[derive(Debug, Args)]
+struct Options {
+    /// The settings file (TOML); unknown keys are refused.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+const EXAMPLE: &str = r#"A settings file, with every default spelled out:
+
+  [process]
+  directory = "/var/lib/roost/edge"              # its own, mode 0700: keys, certificates
+  control_socket = "/run/roost/edge/control.sock" # in a directory of its own; at most 107 bytes
+  agent_uid = 0                                  # who may connect to it
+  uid = 60601                                    # edge 60601, egress 60600
+  gid = 60601
+
+  [log]
+  level = "info"                                 # or ROOST_LOG in the environment
+  format = "text"                                # or "json"
+
+  [health]                                       # optional: /healthz /readyz /metrics
+  listen = "127.0.0.1:9602"
+
+Signals: SIGTERM and SIGINT drain and stop. See roost-agent doctor for what a host needs."#;
+
+fn main() -> anyhow::Result<()> {
+    let (role, options) = match Arguments::parse().role {
+        Command::Edge(options) => (Role::Edge, options),
+        Command::Egress(options) => (Role::Egress, options),
+    };
+    let settings = config::load(&options.config, role)?;
+    telemetry::init(&settings.log)?;
+    let identity = settings.identity(role);
+    let process = &settings.process;
+    directory::ensure_own(&process.directory, identity)?;
+    let socket_directory = process
+        .control_socket
+        .parent()
+        .context("control_socket has no directory")?;
+    directory::ensure_own(socket_directory, identity)?;
+    confine::enter(identity)?;
+    let _lock = directory::lock(&process.directory)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        match role {
+            Role::Edge => edge::run(settings).await.context("edge"),
+            Role::Egress => anyhow::bail!("this build has no egress"),
+        }
+    })
+}

@@ -1,0 +1,153 @@
+//! The settings file of a data-plane process. Unknown keys are refused; every default is here.
+//!
+//! One file per role; a section the role does not know is an error, so that a setting never silently does nothing.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use roost_daemon::{health, telemetry};
+use serde::Deserialize;
+
+use crate::confine::Identity;
+use crate::control::Role;
+
+/// uid and gid of the roles unless the settings say otherwise.
+const EGRESS_UID: u32 = 60600;
+const EDGE_UID: u32 = 60601;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("settings of {role}")]
+    File {
+        role: Role,
+        source: roost_daemon::config::Error,
+    },
+    #[error("[{section}] is no section of {role}")]
+    Section { role: Role, section: &'static str },
+    #[error("{key} must be an absolute path")]
+    Relative { key: &'static str },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    pub process: Process,
+    #[serde(default)]
+    pub log: telemetry::Settings,
+    /// Where /healthz, /readyz and /metrics are served; nowhere without it.
+    pub health: Option<health::Settings>,
+    /// Edge: the guest gateway for the scheduler.
+    pub gateway: Option<Gateway>,
+}
+
+/// What both roles have.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// The process's own directory, mode 0700: keys and certificates, journals.
+    pub directory: PathBuf,
+    /// Where the agent connects; its directory is the process's own too.
+    pub control_socket: PathBuf,
+    /// The only uid that may connect to the control socket.
+    #[serde(default)]
+    pub agent_uid: u32,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+}
+
+/// The guest gateway on the network, mutual TLS with the process's own certificate.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gateway {
+    pub listen: SocketAddr,
+}
+
+impl Settings {
+    /// Whom the process becomes.
+    pub fn identity(&self, role: Role) -> Identity {
+        let uid = self.process.uid.unwrap_or(match role {
+            Role::Egress => EGRESS_UID,
+            Role::Edge => EDGE_UID,
+        });
+        Identity {
+            uid,
+            gid: self.process.gid.unwrap_or(uid),
+        }
+    }
+}
+
+/// Reads and checks the settings of a role.
+pub fn load(path: &Path, role: Role) -> Result<Settings, Error> {
+    let settings: Settings =
+        roost_daemon::config::load(path).map_err(|source| Error::File { role, source })?;
+    check(&settings, role)?;
+    Ok(settings)
+}
+
+fn check(settings: &Settings, role: Role) -> Result<(), Error> {
+    for (key, path) in [
+        ("process.directory", &settings.process.directory),
+        ("process.control_socket", &settings.process.control_socket),
+    ] {
+        if !path.is_absolute() {
+            return Err(Error::Relative { key });
+        }
+    }
+    if role == Role::Egress && settings.gateway.is_some() {
+        return Err(Error::Section {
+            role,
+            section: "gateway",
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROCESS: &str =
+        "[process]\ndirectory = \"/var/lib/roost/x\"\ncontrol_socket = \"/run/roost/x/c.sock\"\n";
+
+    fn load_text(text: &str, role: Role) -> Result<Settings, String> {
+        let settings: Settings =
+            roost_daemon::config::parse(text, Path::new("x.toml")).map_err(|e| e.to_string())?;
+        check(&settings, role).map_err(|e| e.to_string())?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn each_role_has_its_own_uid() {
+        let settings = load_text(PROCESS, Role::Edge).unwrap();
+        assert_eq!(
+            settings.identity(Role::Edge),
+            Identity {
+                uid: 60601,
+                gid: 60601
+            }
+        );
+        assert_eq!(
+            settings.identity(Role::Egress),
+            Identity {
+                uid: 60600,
+                gid: 60600
+            }
+        );
+        let settings = load_text(&format!("{PROCESS}uid = 7\n"), Role::Edge).unwrap();
+        assert_eq!(settings.identity(Role::Edge), Identity { uid: 7, gid: 7 });
+    }
+
+    #[test]
+    fn a_section_of_the_other_role_and_an_unknown_key_are_refused() {
+        let text = format!("{PROCESS}[gateway]\nlisten = \"127.0.0.1:7443\"\n");
+        assert!(load_text(&text, Role::Edge).is_ok());
+        assert_eq!(
+            load_text(&text, Role::Egress).unwrap_err(),
+            "[gateway] is no section of egress"
+        );
+        let error = load_text(&format!("{PROCESS}uidd = 7\n"), Role::Edge).unwrap_err();
+        assert!(error.contains("unknown field"), "{error}");
+        let error = load_text(&PROCESS.replace("/run", "run"), Role::Edge).unwrap_err();
+        assert_eq!(error, "process.control_socket must be an absolute path");
+    }
+}

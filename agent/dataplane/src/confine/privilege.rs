@@ -1,0 +1,34 @@
+//! uid, groups, capabilities, core dumps, ptrace: what the kernel lets this process be.
+
+use caps::CapSet;
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
+
+use super::Error;
+
+pub(super) fn drop_to(uid: Uid, gid: Gid) -> Result<(), Error> {
+    let errno = |step| move |source| Error::Errno { step, source };
+    let capabilities = |step| move |source| Error::Capabilities { step, source };
+    if geteuid().is_root() {
+        // Needs CAP_SETPCAP, so before the uid changes.
+        caps::clear(None, CapSet::Bounding).map_err(capabilities("clear the bounding set"))?;
+        setgroups(&[]).map_err(errno("clear the supplementary groups"))?;
+        setresgid(gid, gid, gid).map_err(errno("change the gid"))?;
+        setresuid(uid, uid, uid).map_err(errno("change the uid"))?;
+    } else if geteuid() != uid {
+        return Err(Error::OtherUser {
+            actual: geteuid().as_raw(),
+            wanted: uid.as_raw(),
+        });
+    }
+    // A unit may grant ambient capabilities to a process that starts without root.
+    caps::clear(None, CapSet::Ambient).map_err(capabilities("clear the ambient set"))?;
+    caps::clear(None, CapSet::Effective).map_err(capabilities("clear the effective set"))?;
+    caps::clear(None, CapSet::Permitted).map_err(capabilities("clear the permitted set"))?;
+    caps::clear(None, CapSet::Inheritable).map_err(capabilities("clear the inheritable set"))?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(errno("forbid core dumps"))?;
+    prctl::set_dumpable(false).map_err(errno("forbid ptrace by the same uid"))?;
+    prctl::set_no_new_privs().map_err(errno("set no_new_privs"))?;
+    Ok(())
+}

@@ -1,0 +1,9 @@
+//! The edge role: bytes to guests, from the scheduler, the operator and browsers.
+//!
+//! Holds TLS keys and public token keys, no secrets of tenants.
+
+mod handler;
+mod run;
+
+pub use handler::EdgeHandler;
+pub use run::{Error, run};
