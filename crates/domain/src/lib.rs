@@ -13,8 +13,13 @@ pub mod external_id;
 pub mod host_name;
 pub mod id;
 pub mod lifecycle;
+pub mod placeholder;
+pub mod presets;
 pub mod preview_host;
+pub mod resolver;
 pub mod slug;
 pub mod text;
+pub mod token;
+pub mod usage;
 
 pub use ulid::Ulid;
