@@ -4,6 +4,7 @@
 //! callers. A call whose caller is gone is *reset*, never ended: to the guest an ended upload is a complete one.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use hyper_util::rt::TokioIo;
 use roost_proto::guest::GUEST_RPC_PORT;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
@@ -56,6 +58,9 @@ pub(super) struct Authorised {
     pub channel: Channel,
     pub authorization: http::HeaderValue,
     pub cancel: CancellationToken,
+    /// The call's place among those of the guest. The request holds it too: a guest that takes nothing keeps a
+    /// request alive after its caller is gone, and must not collect them.
+    pub place: Arc<OwnedSemaphorePermit>,
 }
 
 impl Service<http::Request<Body>> for Authorised {
@@ -69,7 +74,14 @@ impl Service<http::Request<Body>> for Authorised {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let cancelled = Box::pin(self.cancel.clone().cancelled_owned());
-        let mut request = request.map(|body| Body::new(Resettable { body, cancelled }));
+        let place = self.place.clone();
+        let mut request = request.map(|body| {
+            Body::new(Resettable {
+                body,
+                cancelled,
+                _place: place,
+            })
+        });
         let headers = request.headers_mut();
         headers.insert(http::header::AUTHORIZATION, self.authorization.clone());
         self.channel.call(request)
@@ -80,6 +92,7 @@ impl Service<http::Request<Body>> for Authorised {
 struct Resettable {
     body: Body,
     cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
+    _place: Arc<OwnedSemaphorePermit>,
 }
 
 impl http_body::Body for Resettable {

@@ -16,7 +16,7 @@ use roost_domain::id::ExecutionId;
 use roost_proto::dataplane::{Claim, Claimed, GuestIdentity, Personalise, Quiesce};
 use roost_proto::guest::guest_client::GuestClient;
 use roost_proto::guest::{ClaimRequest, Personalisation, PersonaliseRequest, QuiesceRequest};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
@@ -59,7 +59,6 @@ struct Access {
 pub(super) struct Call {
     pub(super) cancel: CancellationToken,
     _reset: DropGuard,
-    _permit: OwnedSemaphorePermit,
     authorised: Authorised,
 }
 
@@ -122,11 +121,11 @@ impl Link {
         let cancel = CancellationToken::new();
         Some(Call {
             _reset: cancel.clone().drop_guard(),
-            _permit: permit,
             authorised: Authorised {
                 channel: self.channel.load().as_ref().clone(),
                 authorization,
                 cancel: cancel.clone(),
+                place: Arc::new(permit),
             },
             cancel,
         })

@@ -22,6 +22,8 @@ use super::link::{Call, Link};
 
 /// How long a guest may take to answer a question, to begin a stream, or to take the next part of an upload.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+// How long a call may take to be reset after its caller is gone.
+const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 // Of a status text of the guest, this much is passed on.
 const STATUS_CHARS_MAX: usize = 512;
 
@@ -84,19 +86,37 @@ pub(super) async fn upload<Q, A, F>(
     method: impl FnOnce(Guest, Input<Q>) -> F,
 ) -> Result<Response<A>, Status>
 where
-    F: Future<Output = Result<Response<A>, Status>>,
+    F: Future<Output = Result<Response<A>, Status>> + Send + 'static,
+    A: Send + 'static,
 {
     let call = link.begin()?;
     let (input, progress) = Input::new(request.into_inner(), call.cancel.clone());
+    let answer = tokio::spawn(until_reset(method(call.asking(), input), call.cancel.clone()));
     tokio::select! {
-        answer = method(call.asking(), input) => {
+        answer = answer => {
+            let answer = answer.map_err(|_| Status::internal("the upload was cut off"))?;
             Ok(Response::new(answer.map_err(from_guest)?.into_inner()))
         }
         () = progress.stalled() => {
             link.renew_channel();
             Err(Status::unavailable("the guest takes nothing more"))
         }
-        () = call.cancel.cancelled() => Err(Status::cancelled("the caller is gone")),
+    }
+}
+
+/// Outlives a caller that goes away, so that the call is reset with an error by its request body. Dropping the
+/// call at once would reset it with CANCEL, which HTTP libraries show to the other side as an orderly end.
+async fn until_reset<T>(
+    answer: impl Future<Output = Result<T, Status>>,
+    cancel: CancellationToken,
+) -> Result<T, Status> {
+    let overdue = async {
+        cancel.cancelled().await;
+        tokio::time::sleep(RESET_TIMEOUT).await;
+    };
+    tokio::select! {
+        answer = answer => answer,
+        () = overdue => Err(Status::cancelled("the caller is gone")),
     }
 }
 

@@ -1,13 +1,22 @@
 //! Serving the Gateway on a connection that exists already: HTTP/2 with every limit set.
+//!
+//! A caller that resets its call must not look like one that is done: see [`Whole`].
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use roost_proto::host::gateway_server::GatewayServer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tower::ServiceExt;
 
 use super::gateway::GatewayService;
 
@@ -28,6 +37,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = GatewayServer::new(service).max_decoding_message_size(MESSAGE_MAX_BYTES);
+    let service = service.map_request(|request: http::Request<Incoming>| request.map(Whole));
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
@@ -44,4 +54,36 @@ where
         () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     connection.await
+}
+
+/// A request body that ends only when the caller ended it. hyper shows a call reset with CANCEL as an orderly end,
+/// which would make half an upload a whole one; so does tonic with the status `cancelled`.
+struct Whole(Incoming);
+
+impl Body for Whole {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match Pin::new(&mut self.0).poll_frame(context) {
+            Poll::Ready(None) if !self.0.is_end_stream() => {
+                Poll::Ready(Some(Err(Status::aborted("the caller broke off"))))
+            }
+            Poll::Ready(Some(Err(_))) => Poll::Ready(Some(Err(Status::aborted("the caller broke off")))),
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
 }

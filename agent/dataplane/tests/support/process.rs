@@ -1,0 +1,71 @@
+//! The real binary, started as root like on a host, in directories of its own.
+
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+pub(crate) struct Dataplane {
+    pub(crate) child: Child,
+    pub(crate) control: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Dataplane {
+    pub(crate) fn start(role: &str, more: &str) -> Self {
+        let directory = tempfile::Builder::new().prefix("roost-dp-").tempdir().unwrap();
+        // The process changes its uid: it must be able to reach its own directories.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), open).unwrap();
+        let control = directory.path().join("run/c.sock");
+        let config = directory.path().join("config.toml");
+        let text = format!(
+            "[process]\ndirectory = {:?}\ncontrol_socket = {:?}\n{more}",
+            directory.path().join("state"),
+            control,
+        );
+        std::fs::write(&config, text).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_roost-dataplane"))
+            .args([role, "--config"])
+            .arg(&config)
+            .spawn()
+            .unwrap();
+        let mut this = Self {
+            child,
+            control,
+            _directory: directory,
+        };
+        this.wait_for_socket();
+        this
+    }
+
+    pub(crate) fn directory(&self) -> PathBuf {
+        self._directory.path().to_owned()
+    }
+
+    fn wait_for_socket(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.control.exists() {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the data plane ended: {status}");
+            }
+            assert!(Instant::now() < deadline, "no control socket");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks it to stop and waits for it.
+    pub(crate) fn stop(mut self) -> std::process::ExitStatus {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
