@@ -1,0 +1,292 @@
+//! One connection to one data-plane process, for as long as the agent lives.
+//!
+//! Owns reconnecting, matching replies to requests, and the list of executions the process says it holds. While
+//! there is no connection every request fails at once with `Away`.
+
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use roost_daemon::packet::{self, PacketSocket};
+use roost_proto::dataplane::from_dataplane::Message as Answer;
+use roost_proto::dataplane::to_dataplane::Message as Ask;
+use roost_proto::dataplane::{FromDataplane, GENERATION, Hello, ToDataplane};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::traffic::Counters;
+use super::{Request, Role, Traffic};
+
+/// A process that does not answer a plain request for this long is treated as gone.
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+const RECONNECT_MIN: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_secs(2);
+
+type Socket = PacketSocket<ToDataplane, FromDataplane>;
+
+/// Why a request to the data plane had no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{role} is not connected: start it, or see its log")]
+    Away { role: &'static str },
+    #[error("{role} did not answer within {deadline_ms} ms")]
+    Silent { role: &'static str, deadline_ms: u128 },
+    #[error("{role} refused ({code}): {message}")]
+    Refused { role: &'static str, code: String, message: String },
+    #[error("{role} answered with another message than was asked for")]
+    Unexpected { role: &'static str },
+    #[error("the connection to {role} failed")]
+    Packet { role: &'static str, source: packet::Error },
+    #[error("{role} runs as uid {found}, expected {expected}")]
+    WrongPeer { role: &'static str, found: u32, expected: u32 },
+}
+
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) role: Role,
+    pub(super) path: PathBuf,
+    pub(super) uid: u32,
+    pub(super) host_id: String,
+    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) changed: watch::Sender<u64>,
+    pub(super) traffic: Traffic,
+}
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    next_id: AtomicU64,
+    link: Mutex<Option<Link>>,
+}
+
+/// What there is only while the process is connected.
+#[derive(Debug)]
+struct Link {
+    socket: Arc<Socket>,
+    pending: HashMap<u64, oneshot::Sender<Answer>>,
+    /// Executions the process holds, with the generation of their attach.
+    held: HashMap<String, u64>,
+}
+
+/// A cheap handle to the session.
+#[derive(Debug, Clone)]
+pub struct Session {
+    inner: Arc<Inner>,
+}
+
+impl Session {
+    pub(super) fn start(settings: Settings) -> Self {
+        let inner = Arc::new(Inner { settings, next_id: AtomicU64::new(1), link: Mutex::new(None) });
+        tokio::spawn(keep_connected(Arc::clone(&inner)));
+        Self { inner }
+    }
+
+    fn role(&self) -> &'static str {
+        self.inner.settings.role.text()
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.inner.lock().is_some()
+    }
+
+    /// Whether the process holds `execution`; `None` while it cannot be asked.
+    pub fn holds(&self, execution: &str) -> Option<bool> {
+        self.inner.lock().as_ref().map(|link| link.held.contains_key(execution))
+    }
+
+    /// Every execution the process holds, or none while it is away.
+    pub fn list_held(&self) -> Vec<String> {
+        self.inner.lock().as_ref().map(|link| link.held.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Sends `ask` with its descriptors and waits for the answer.
+    pub async fn request(
+        &self,
+        ask: Ask,
+        descriptors: &[BorrowedFd<'_>],
+        deadline: Duration,
+    ) -> Result<Answer, Error> {
+        let role = self.role();
+        let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let (reply, answer) = oneshot::channel();
+        let effect = Effect::of(&ask);
+        let socket = {
+            let mut link = self.inner.lock();
+            let link = link.as_mut().ok_or(Error::Away { role })?;
+            link.pending.insert(id, reply);
+            Arc::clone(&link.socket)
+        };
+        let message = ToDataplane { id, message: Some(ask) };
+        if let Err(source) = socket.send(&message, descriptors).await {
+            self.inner.forget_pending(id);
+            return Err(Error::Packet { role, source });
+        }
+        let answer = timeout(deadline, answer).await;
+        self.inner.forget_pending(id);
+        match answer {
+            Err(_) => Err(Error::Silent { role, deadline_ms: deadline.as_millis() }),
+            Ok(Err(_)) => Err(Error::Away { role }),
+            Ok(Ok(Answer::Refused(refused))) => {
+                Err(Error::Refused { role, code: refused.code, message: refused.message })
+            }
+            Ok(Ok(answer)) => {
+                self.inner.apply(effect);
+                Ok(answer)
+            }
+        }
+    }
+
+    /// As [`Self::request`], for requests whose only good answer is an acknowledgement.
+    pub async fn tell(&self, ask: Ask, descriptors: &[BorrowedFd<'_>], deadline: Duration) -> Result<(), Error> {
+        match self.request(ask, descriptors, deadline).await? {
+            Answer::Ack(_) => Ok(()),
+            _ => Err(Error::Unexpected { role: self.role() }),
+        }
+    }
+}
+
+/// What an acknowledged request changes about the list of held executions.
+enum Effect {
+    None,
+    Holds(String, u64),
+    Lost(String),
+}
+
+impl Effect {
+    fn of(ask: &Ask) -> Self {
+        match ask {
+            Ask::Attach(attach) => Self::Holds(attach.execution.clone(), attach.attach_generation),
+            Ask::Detach(detach) => Self::Lost(detach.execution.clone()),
+            _ => Self::None,
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget_pending(&self, id: u64) {
+        if let Some(link) = self.lock().as_mut() {
+            link.pending.remove(&id);
+        }
+    }
+
+    fn apply(&self, effect: Effect) {
+        if let Some(link) = self.lock().as_mut() {
+            match effect {
+                Effect::None => {}
+                Effect::Holds(execution, generation) => {
+                    link.held.insert(execution, generation);
+                }
+                Effect::Lost(execution) => {
+                    link.held.remove(&execution);
+                }
+            }
+        }
+    }
+
+    fn announce(&self) {
+        self.settings.changed.send_modify(|count| *count += 1);
+    }
+}
+
+async fn keep_connected(inner: Arc<Inner>) {
+    let role = inner.settings.role.text();
+    let mut pause = RECONNECT_MIN;
+    let mut complained = false;
+    loop {
+        match connect(&inner).await {
+            Ok((socket, held)) => {
+                info!(role, held = held.len(), "data plane connected");
+                (pause, complained) = (RECONNECT_MIN, false);
+                let socket = Arc::new(socket);
+                *inner.lock() = Some(Link { socket: Arc::clone(&socket), pending: HashMap::new(), held });
+                inner.announce();
+                let ended = receive(&inner, &socket).await;
+                *inner.lock() = None;
+                inner.announce();
+                warn!(role, reason = %ended, "data plane disconnected");
+            }
+            // Once per outage: a data plane that starts after the agent is no news.
+            Err(error) if !complained => {
+                complained = true;
+                info!(role, reason = %roost_daemon::telemetry::chain(&error), "waiting for the data plane");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RECONNECT_MAX);
+    }
+}
+
+async fn connect(inner: &Inner) -> Result<(Socket, HashMap<String, u64>), Error> {
+    let settings = &inner.settings;
+    let role = settings.role.text();
+    let packet = |source| Error::Packet { role, source };
+    let socket = Socket::connect(&settings.path).await.map_err(packet)?;
+    let peer = socket.peer_credentials().map_err(packet)?;
+    // The credentials are those at the time of listen(): a process that binds before it drops root shows root.
+    if peer.uid != settings.uid && peer.uid != 0 {
+        return Err(Error::WrongPeer { role, found: peer.uid, expected: settings.uid });
+    }
+    let hello = Hello { generation: GENERATION, host_id: settings.host_id.clone() };
+    socket.send(&ToDataplane { id: 0, message: Some(Ask::Hello(hello)) }, &[]).await.map_err(packet)?;
+    loop {
+        let received = timeout(ANSWER_DEADLINE, socket.recv())
+            .await
+            .map_err(|_| Error::Silent { role, deadline_ms: ANSWER_DEADLINE.as_millis() })?
+            .map_err(packet)?;
+        match received {
+            None => return Err(Error::Away { role }),
+            Some((FromDataplane { message: Some(Answer::Holding(holding)), .. }, _)) => {
+                let held = holding.executions.into_iter().map(|held| (held.execution, held.attach_generation));
+                return Ok((socket, held.collect()));
+            }
+            // Its own messages may come first.
+            Some((FromDataplane { id: 0, .. }, _)) => {}
+            Some(_) => return Err(Error::Unexpected { role }),
+        }
+    }
+}
+
+/// Dispatches what arrives until the connection ends; says why it did.
+async fn receive(inner: &Inner, socket: &Socket) -> String {
+    loop {
+        match socket.recv().await {
+            Ok(None) => return "closed by the process".to_owned(),
+            Err(error) => return roost_daemon::telemetry::chain(&error),
+            Ok(Some((message, _))) => dispatch(inner, message),
+        }
+    }
+}
+
+fn dispatch(inner: &Inner, message: FromDataplane) {
+    match message.message {
+        Some(Answer::Traffic(traffic)) => inner.settings.traffic.record(
+            &traffic.execution,
+            inner.settings.role,
+            Counters { egress_bytes: traffic.from_guest_bytes, ingress_bytes: traffic.to_guest_bytes },
+        ),
+        Some(_) if message.id == 0 => {
+            let request = Request { role: inner.settings.role, message };
+            // A process that asks faster than it is served asks again later.
+            if inner.settings.requests.try_send(request).is_err() {
+                warn!(role = inner.settings.role.text(), "request of the data plane dropped: too many at once");
+            }
+        }
+        Some(answer) => {
+            let waiting = inner.lock().as_mut().and_then(|link| link.pending.remove(&message.id));
+            if let Some(waiting) = waiting {
+                // Whoever asked may have given up meanwhile.
+                let _ = waiting.send(answer);
+            }
+        }
+        None => {}
+    }
+}

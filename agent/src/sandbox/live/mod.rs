@@ -1,0 +1,201 @@
+//! The real host behind the steps: namespaces, VMM, data plane, images, disks.
+//!
+//! Owns what there is only while the agent lives: the driver, open images, handles to running VMMs. All of it is
+//! found again after a restart. Decides nothing.
+
+mod effects;
+mod requests;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use roost_domain::id::{ExecutionId, SandboxId};
+
+use crate::config::Config;
+use crate::host::names::{Instance, Names};
+use crate::host::off_worker;
+use crate::image::{Image, Images};
+use crate::plane::Plane;
+use crate::sandbox::record::{Execution, Sandbox};
+use crate::sandbox::world;
+use crate::snapshot::Snapshots;
+use crate::vmm::{self, AdoptSpec, Driver, Geometry, Vm};
+
+/// Roots that guests must trust, in the identity directory; not there before the host has joined.
+pub const EGRESS_ROOTS_FILE: &str = "egress-roots.pem";
+/// How many bytes of a guest's console are shown at most.
+const CONSOLE_MAX_BYTES: usize = 64 * 1024;
+
+/// What this host is, apart from the data plane. Cheap to clone.
+#[derive(Clone)]
+pub struct Host {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    instance: Instance,
+    images: Images,
+    driver: Arc<dyn Driver>,
+    vmm_name: String,
+    boot_id: String,
+    disk_dir: PathBuf,
+    snapshots: Snapshots,
+    cache_dir: PathBuf,
+    identity_dir: PathBuf,
+    vms: Mutex<HashMap<ExecutionId, Arc<dyn Vm>>>,
+    /// When (boot clock) the end of a VMM was seen.
+    ends: Mutex<HashMap<ExecutionId, i64>>,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Host").field("instance", &self.inner.instance).finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    /// Makes the directories, chooses the VMM by a real trial.
+    pub async fn prepare(config: &Config) -> anyhow::Result<Self> {
+        let instance = Instance::new(&config.instance, &config.run_dir)?;
+        let [disk_dir, cache_dir, identity_dir] =
+            ["disks", "cache", "identity"].map(|name| config.state_dir.join(name));
+        for dir in [&disk_dir, &cache_dir, &identity_dir] {
+            std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        }
+        let images = Images::new(&config.image_dir);
+        let choice = vmm::choose::choose(&config.vmm.driver, &config.vmm.qemu, &config.image_dir).await?;
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the boot id")?;
+        let inner = Inner {
+            instance,
+            images,
+            driver: choice.driver,
+            vmm_name: choice.name,
+            boot_id: boot_id.trim().to_owned(),
+            disk_dir,
+            snapshots: Snapshots::new(&config.state_dir),
+            cache_dir,
+            identity_dir,
+            vms: Mutex::default(),
+            ends: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    pub fn instance(&self) -> &Instance {
+        &self.inner.instance
+    }
+
+    pub fn vmm_name(&self) -> &str {
+        &self.inner.vmm_name
+    }
+
+    pub fn names(&self, execution: &ExecutionId) -> Names {
+        Names::of(&self.inner.instance, execution)
+    }
+
+    pub fn list_templates(&self) -> Vec<String> {
+        let templates = self.inner.images.list().unwrap_or_default();
+        templates.into_iter().map(|template| template.name).collect()
+    }
+
+    /// Whether new sandboxes can be made of `template`; the error says which ones there are.
+    pub async fn find_template(&self, template: &str) -> Result<(), String> {
+        let templates = self.list_templates();
+        match templates.iter().any(|name| name == template) {
+            true => Ok(()),
+            false => Err(format!("no template {template:?} on this host: there is {}", list_or_none(&templates))),
+        }
+    }
+
+    /// The last output of a guest's console, raw.
+    pub async fn console(&self, sandbox: &Sandbox, execution: &Execution) -> Result<bytes::Bytes, world::Error> {
+        let failed = world::Error::transient("reading the console");
+        match self.find_vm(sandbox, execution).await? {
+            Some(vm) => vm.console(CONSOLE_MAX_BYTES).await.map_err(failed),
+            None => Ok(bytes::Bytes::new()),
+        }
+    }
+
+    fn disk(&self, sandbox: SandboxId) -> PathBuf {
+        self.inner.disk_dir.join(format!("{}.ext4", sandbox.ulid_text()))
+    }
+
+    fn find_egress_roots(&self) -> Option<Vec<u8>> {
+        std::fs::read(self.inner.identity_dir.join(EGRESS_ROOTS_FILE)).ok()
+    }
+
+    /// Names the guest has been given addresses for. Belongs to the disk, since a resumed guest remembers them.
+    fn dns_map(&self, sandbox: SandboxId) -> PathBuf {
+        self.inner.disk_dir.join(format!("{}.dns", sandbox.ulid_text()))
+    }
+
+    async fn image(&self, sandbox: &Sandbox, execution: &Execution) -> Result<Arc<Image>, world::Error> {
+        let (host, template, digest) = (self.clone(), sandbox.spec.template.clone(), execution.image.clone());
+        off_worker(move || host.inner.images.get(&template, &digest))
+            .await
+            .map_err(world::Error::permanent("opening the image"))
+    }
+
+    /// The running VMM of an execution: held, or found again after a restart of the agent.
+    async fn find_vm(
+        &self,
+        sandbox: &Sandbox,
+        execution: &Execution,
+    ) -> Result<Option<Arc<dyn Vm>>, world::Error> {
+        if let Some(vm) = self.vms().get(&execution.id) {
+            return Ok(Some(Arc::clone(vm)));
+        }
+        let launched_now = execution.vmm.filter(|_| execution.boot_id == self.inner.boot_id);
+        let Some(process) = launched_now else { return Ok(None) };
+        let spec = AdoptSpec {
+            names: self.names(&execution.id),
+            process,
+            geometry: geometry(sandbox),
+            image: self.image(sandbox, execution).await?,
+        };
+        let adopted = self.inner.driver.adopt(spec).await.map_err(world::Error::transient("adopting the VMM"))?;
+        if let Some(vm) = &adopted {
+            self.vms().insert(execution.id, Arc::clone(vm));
+        }
+        Ok(adopted)
+    }
+
+    fn forget_vm(&self, execution: ExecutionId) {
+        self.vms().remove(&execution);
+    }
+
+    fn ends(&self) -> std::sync::MutexGuard<'_, HashMap<ExecutionId, i64>> {
+        self.inner.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn vms(&self) -> std::sync::MutexGuard<'_, HashMap<ExecutionId, Arc<dyn Vm>>> {
+        self.inner.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn list_or_none(names: &[String]) -> String {
+    match names.is_empty() {
+        true => "none; images/build makes one".to_owned(),
+        false => names.join(", "),
+    }
+}
+
+/// The host together with the data plane.
+#[derive(Debug)]
+pub struct Live {
+    host: Host,
+    plane: Plane,
+    config: Arc<Config>,
+}
+
+impl Live {
+    pub fn new(host: Host, plane: Plane, config: Arc<Config>) -> Self {
+        Self { host, plane, config }
+    }
+}
+
+fn geometry(sandbox: &Sandbox) -> Geometry {
+    Geometry { vcpus: sandbox.spec.vcpus, memory_mib: sandbox.spec.memory_mib }
+}

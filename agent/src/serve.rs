@@ -1,0 +1,111 @@
+//! The daemon: puts the parts together, in the order in which they need each other.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use roost_daemon::health::{self, Health, Registry};
+use roost_daemon::shutdown::{DRAIN_DEADLINE, Shutdown};
+use roost_proto::host::HostInfo;
+use tracing::{info, warn};
+
+use crate::config::{self, Config};
+use crate::plane::{self, Plane};
+use crate::sandbox::live::{Host, Live};
+use crate::sandbox::{Manager, recover, step};
+use crate::store::Store;
+use crate::{capacity, cli, link, meter};
+
+/// Runs until SIGTERM or SIGINT. VMs and data plane go on after it.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    roost_daemon::telemetry::init(&config.log)?;
+    if !nix::unistd::getuid().is_root() {
+        bail!("the agent makes namespaces, taps and cgroups: run it as root");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(Arc::new(config)))
+}
+
+async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals()?;
+    for dir in [&config.state_dir, &config.run_dir] {
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    }
+    let health = Health::new();
+    let registry = Arc::new(Registry::default());
+    let listener = health::bind(&health::Settings::on_port(config.health_port)).await?;
+    shutdown.spawn(health::serve(listener, health.clone(), registry, shutdown.clone()));
+
+    let store = Store::open(&config.database()).context("opening the agent's database")?;
+    let (plane, requests) = Plane::start(
+        &plane::Settings {
+            egress_socket: config.egress_socket(),
+            egress_uid: config.dataplane.egress_uid,
+            edge_socket: config.edge_socket(),
+            edge_uid: config.dataplane.edge_uid,
+        },
+        &config.instance,
+    );
+    let host = Host::prepare(&config).await?;
+    recover::run(&host, &store).await.context("taking stock of the host")?;
+
+    let live = Arc::new(Live::new(host.clone(), plane.clone(), Arc::clone(&config)));
+    let settings = step::Settings { vmm_uids: (config.vmm.uid_first, config.vmm.uid_last) };
+    let manager = Manager::new(live.clone(), store.clone(), settings, plane.changes());
+    shutdown.spawn(live.clone().serve_requests(requests));
+    shutdown.spawn(live.clone().keep_configured());
+    shutdown.spawn(meter::run(live.clone(), manager.clone(), store.clone()));
+
+    let known = manager.resume_all().await?;
+    info!(sandboxes = known, vmm = host.vmm_name(), "agent is up");
+    if let Some(settings) = &config.scheduler {
+        let context = link::Context {
+            manager: manager.clone(),
+            store: store.clone(),
+            settings: settings.clone(),
+            info: host_info(&config, settings, &host)?,
+            identity_dir: config.state_dir.join("identity"),
+            joined: health.check("joined"),
+        };
+        shutdown.spawn(link::run(context, shutdown.clone()));
+    }
+    let ready = health.check("dataplane");
+    shutdown.spawn(watch_dataplane(plane.clone(), ready));
+    let operators = cli::server::Context { manager, store, plane, config: Arc::clone(&config), host };
+    tokio::select! {
+        served = cli::server::serve(&config.cli_socket(), operators) => served.context("serving operators")?,
+        () = shutdown.requested() => {}
+    }
+    shutdown.drain(DRAIN_DEADLINE).await;
+    info!("agent is down; sandboxes and data plane go on");
+    Ok(())
+}
+
+fn host_info(config: &Config, settings: &config::Scheduler, host: &Host) -> anyhow::Result<HostInfo> {
+    let budget = capacity::budget(config)?;
+    Ok(HostInfo {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ensure_address: settings.ensure_address.clone().unwrap_or_else(|| settings.ensure_listen.to_string()),
+        gateway_address: settings.gateway_address.clone(),
+        preview_address: settings.preview_address.clone(),
+        memory_mib: budget.memory_mib,
+        disk_mib: budget.disk_mib,
+        vcpus: budget.vcpus,
+        templates: host.list_templates(),
+        vmm: host.vmm_name().to_owned(),
+    })
+}
+
+/// Ready means that both data-plane processes are there.
+async fn watch_dataplane(plane: Plane, ready: health::Check) {
+    let mut changes = plane.changes();
+    loop {
+        match (plane.egress.is_connected(), plane.edge.is_connected()) {
+            (true, true) => ready.pass(),
+            (egress, edge) => ready.fail(format!("egress connected: {egress}, edge connected: {edge}")),
+        }
+        if changes.changed().await.is_err() {
+            warn!("the data-plane sessions ended");
+            return;
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Readings and the immutable deltas between them.
+//!
+//! A delta and the reading it ends at are one transaction, so each running moment belongs to exactly one delta,
+//! whatever is killed when.
+
+use roost_domain::id::{ExecutionId, SandboxId};
+use roost_domain::usage::{Allocation, Delta, Reading, advance};
+use roost_proto::host::UsageDelta;
+use roost_proto::local::UsageRow;
+use rusqlite::{OptionalExtension, Transaction};
+
+use super::Error;
+
+/// The first reading of an execution, taken when it became the sandbox's. A repeat keeps the first.
+pub fn insert_baseline(tx: &Transaction<'_>, execution: ExecutionId, reading: &Reading) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO reading (execution, seq, at_us, boottime_us, cpu_us, memory_mib, disk_mib, snapshot_mib,
+           egress_bytes, ingress_bytes)
+         VALUES (?1, 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (execution) DO NOTHING",
+        (
+            execution.to_string(),
+            reading.at_us,
+            reading.boottime_us,
+            reading.cpu_us as i64,
+            reading.memory_mib as i64,
+            reading.disk_mib as i64,
+            reading.snapshot_mib as i64,
+            reading.egress_bytes as i64,
+            reading.ingress_bytes as i64,
+        ),
+    )?;
+    Ok(())
+}
+
+/// Commits what was used between the last reading and this one; returns the new deltas for the outbox.
+/// Without a last reading there is nothing to account for.
+pub fn record_reading(
+    tx: &Transaction<'_>,
+    sandbox: SandboxId,
+    execution: ExecutionId,
+    allocation: Allocation,
+    reading: &Reading,
+) -> Result<Vec<UsageDelta>, Error> {
+    let Some((seq, last)) = find_reading(tx, execution)? else { return Ok(Vec::new()) };
+    // A VMM whose end nobody saw is billed to the last reading that saw it alive, but for the CPU it has used since.
+    let ended_unseen = reading.boottime_us <= last.boottime_us;
+    let boottime_us = if ended_unseen { last.boottime_us + 1 } else { reading.boottime_us };
+    let advanced = advance(&last, &Reading { boottime_us, ..*reading }, allocation, seq);
+    let mut deltas = Vec::with_capacity(advanced.deltas.len());
+    for delta in &advanced.deltas {
+        insert_delta(tx, sandbox, execution, delta)?;
+        deltas.push(to_wire(sandbox, execution, delta));
+    }
+    let next = advanced.next;
+    tx.execute(
+        "UPDATE reading SET seq = ?2, at_us = ?3, boottime_us = ?4, cpu_us = ?5, memory_mib = ?6, disk_mib = ?7,
+           snapshot_mib = ?8, egress_bytes = ?9, ingress_bytes = ?10 WHERE execution = ?1",
+        (
+            execution.to_string(),
+            advanced.next_seq as i64,
+            next.at_us,
+            next.boottime_us,
+            next.cpu_us as i64,
+            next.memory_mib as i64,
+            next.disk_mib as i64,
+            next.snapshot_mib as i64,
+            next.egress_bytes as i64,
+            next.ingress_bytes as i64,
+        ),
+    )?;
+    Ok(deltas)
+}
+
+/// The last reading, and the number of the delta it will start.
+pub fn find_reading(tx: &Transaction<'_>, execution: ExecutionId) -> Result<Option<(u64, Reading)>, Error> {
+    let read = |row: &rusqlite::Row<'_>| {
+        let count = |column: &str| row.get::<_, i64>(column).map(|value| value as u64);
+        Ok((
+            count("seq")?,
+            Reading {
+                at_us: row.get("at_us")?,
+                boottime_us: row.get("boottime_us")?,
+                cpu_us: count("cpu_us")?,
+                memory_mib: count("memory_mib")?,
+                disk_mib: count("disk_mib")?,
+                snapshot_mib: count("snapshot_mib")?,
+                egress_bytes: count("egress_bytes")?,
+                ingress_bytes: count("ingress_bytes")?,
+            },
+        ))
+    };
+    Ok(tx.query_row("SELECT * FROM reading WHERE execution = ?1", [execution.to_string()], read).optional()?)
+}
+
+/// The execution is over: no delta starts from its last reading any more.
+pub fn close(tx: &Transaction<'_>, execution: ExecutionId) -> Result<(), Error> {
+    tx.execute("DELETE FROM reading WHERE execution = ?1", [execution.to_string()])?;
+    Ok(())
+}
+
+fn insert_delta(
+    tx: &Transaction<'_>,
+    sandbox: SandboxId,
+    execution: ExecutionId,
+    delta: &Delta,
+) -> Result<(), Error> {
+    let amounts = &delta.amounts;
+    tx.execute(
+        "INSERT INTO usage_delta (execution, seq, sandbox, from_us, to_us, wall_us, vcpu_alloc_us, mem_alloc_mib_us,
+           cpu_used_us, mem_used_mib_us, disk_mib_us, snapshot_mib_us, net_egress_bytes, net_ingress_bytes)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+        (
+            execution.to_string(),
+            delta.seq as i64,
+            sandbox.to_string(),
+            delta.from_us,
+            delta.to_us,
+            amounts.wall_us as i64,
+            amounts.vcpu_alloc_us as i64,
+            amounts.mem_alloc_mib_us as i64,
+            amounts.cpu_used_us as i64,
+            amounts.mem_used_mib_us as i64,
+            amounts.disk_mib_us as i64,
+            amounts.snapshot_mib_us as i64,
+            amounts.net_egress_bytes as i64,
+            amounts.net_ingress_bytes as i64,
+        ),
+    )?;
+    Ok(())
+}
+
+fn to_wire(sandbox: SandboxId, execution: ExecutionId, delta: &Delta) -> UsageDelta {
+    let amounts = &delta.amounts;
+    UsageDelta {
+        execution: execution.to_string(),
+        seq: delta.seq,
+        sandbox: sandbox.to_string(),
+        from_us: delta.from_us,
+        to_us: delta.to_us,
+        wall_us: amounts.wall_us,
+        vcpu_alloc_us: amounts.vcpu_alloc_us,
+        mem_alloc_mib_us: amounts.mem_alloc_mib_us,
+        cpu_used_us: amounts.cpu_used_us,
+        mem_used_mib_us: amounts.mem_used_mib_us,
+        disk_mib_us: amounts.disk_mib_us,
+        snapshot_mib_us: amounts.snapshot_mib_us,
+        net_egress_bytes: amounts.net_egress_bytes,
+        net_ingress_bytes: amounts.net_ingress_bytes,
+    }
+}
+
+/// What each sandbox (or the one) has used, up to its last reading.
+pub fn sum_by_sandbox(tx: &Transaction<'_>, only: Option<SandboxId>) -> Result<Vec<UsageRow>, Error> {
+    let mut statement = tx.prepare_cached(
+        "SELECT sandbox, sum(wall_us), sum(vcpu_alloc_us), sum(cpu_used_us), sum(mem_alloc_mib_us),
+           sum(mem_used_mib_us), sum(disk_mib_us), sum(net_egress_bytes), sum(net_ingress_bytes), sum(snapshot_mib_us)
+         FROM usage_delta WHERE ?1 IS NULL OR sandbox = ?1 GROUP BY sandbox ORDER BY sandbox",
+    )?;
+    let rows = statement.query_map([only.map(|id| id.to_string())], |row| {
+        let sum = |index: usize| row.get::<_, i64>(index).map(|value| value as u64);
+        Ok(UsageRow {
+            sandbox: row.get(0)?,
+            wall_us: sum(1)?,
+            vcpu_alloc_us: sum(2)?,
+            cpu_used_us: sum(3)?,
+            mem_alloc_mib_us: sum(4)?,
+            mem_used_mib_us: sum(5)?,
+            disk_mib_us: sum(6)?,
+            net_egress_bytes: sum(7)?,
+            net_ingress_bytes: sum(8)?,
+            snapshot_mib_us: sum(9)?,
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
