@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod file;
 mod jail;
 pub mod link;
+pub mod memory;
 pub mod names;
 pub mod netns;
 pub mod process;
