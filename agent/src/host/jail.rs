@@ -173,12 +173,11 @@ impl Jail {
 }
 
 pub(super) fn check(result: i32) -> Result<(), i32> {
-    // SAFETY: errno is a valid thread-local of the calling thread, also after a bare clone3.
-    if result < 0 {
-        Err(unsafe { *libc::__errno_location() })
-    } else {
-        Ok(())
+    if result >= 0 {
+        return Ok(());
     }
+    // SAFETY: errno is a valid thread-local of the calling thread, also after a bare clone3.
+    Err(unsafe { *libc::__errno_location() })
 }
 
 /// # Safety

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod names;
 pub mod netns;
 pub mod process;
+pub mod reclaim;
 pub mod seal;
 pub mod sockets;
 pub mod spawn;

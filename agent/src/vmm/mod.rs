@@ -10,6 +10,7 @@
 //! ```
 //! A VMM outlives the agent; [`Driver::adopt`] takes hold of it again. No byte the guest wrote is interpreted.
 
+pub mod choose;
 #[cfg(any(test, feature = "fake-vmm"))]
 pub mod fake;
 pub mod qemu;

@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::command::{self, Command, Descriptor};
-use super::qmp::Qmp;
+use super::qmp::{Farewell, Qmp};
 use super::vm::QemuVm;
 use super::{Accelerator, Qemu};
 use crate::host::memory::{self, GuestMemory};
@@ -201,7 +201,7 @@ fn open_pipe(path: &Path) -> Result<File, Error> {
 }
 
 /// Connects to a VMM, or finds that it ended.
-async fn connect(names: &Names, process: Process) -> Result<(Qmp, Process), (Error, Process)> {
+async fn connect(names: &Names, process: Process) -> Result<((Qmp, Farewell), Process), (Error, Process)> {
     let socket = names.qmp_socket();
     let connected = tokio::select! {
         connected = Qmp::connect(&socket) => connected,

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -80,11 +81,26 @@ pub enum Shutdown {
     ByHost,
 }
 
-/// A connection to one VMM.
+/// A connection to one VMM. Dropping it closes it.
 #[derive(Debug)]
 pub struct Qmp {
     channel: tokio::sync::Mutex<Channel>,
+}
+
+/// What a connection has heard of its VMM's end. Keeps nothing open.
+#[derive(Debug)]
+pub struct Farewell {
     shutdown: Arc<Mutex<Option<Shutdown>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Farewell {
+    /// What QEMU said, once it is gone: everything it sent is read first.
+    pub async fn heard(self) -> Option<Shutdown> {
+        // The reader ends with the connection. A panic of it is as good as an end.
+        let _ = timeout(COMMAND_DEADLINE, self.reader).await;
+        *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug)]
@@ -96,7 +112,7 @@ struct Channel {
 
 impl Qmp {
     /// Connects and negotiates.
-    pub async fn connect(path: &Path) -> Result<Self, Error> {
+    pub async fn connect(path: &Path) -> Result<(Self, Farewell), Error> {
         let stream = UnixStream::connect(path).await.map_err(Error::Connect)?;
         let reader = stream.into_std().map_err(Error::Connect)?;
         let sender = reader.try_clone().map_err(Error::Connect)?;
@@ -104,7 +120,7 @@ impl Qmp {
         let shutdown = Arc::new(Mutex::new(None));
         let (to_channel, mut replies) = mpsc::channel(REPLY_QUEUE);
         // Ends with the connection, which ends with the VMM or with this value's sender.
-        tokio::spawn(read_messages(reader, to_channel, Arc::clone(&shutdown)));
+        let reader = tokio::spawn(read_messages(reader, to_channel, Arc::clone(&shutdown)));
         let greeting = timeout(GREETING_DEADLINE, replies.recv()).await;
         match greeting {
             Ok(Some(message)) if message.greeting.is_some() => {}
@@ -128,9 +144,9 @@ impl Qmp {
             replies,
             next_id: 1,
         });
-        let qmp = Self { channel, shutdown };
+        let qmp = Self { channel };
         qmp.execute("qmp_capabilities", Value::Null).await?;
-        Ok(qmp)
+        Ok((qmp, Farewell { shutdown, reader }))
     }
 
     /// Runs a command and returns what it returned.
@@ -157,11 +173,6 @@ impl Qmp {
             .and_then(Value::as_str)
             .map(str::to_owned)
             .ok_or(Error::Answer { command })
-    }
-
-    /// What QEMU said about its end, if it said anything yet.
-    pub fn shutdown(&self) -> Option<Shutdown> {
-        *self.shutdown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn run(

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::command::{CONSOLE, CONSOLE_BYTES};
 use super::launch::last_words;
-use super::qmp::{self, Qmp, Shutdown};
+use super::qmp::{self, Farewell, Qmp, Shutdown};
 use crate::host;
 use crate::host::memory::GuestMemory;
 use crate::host::process::{Exit, Process, VmmProcess};
@@ -27,7 +27,7 @@ const MIB: u64 = 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct QemuVm {
     process: Arc<Process>,
-    qmp: Arc<Qmp>,
+    qmp: Qmp,
     key: Key,
     memory_bytes: u64,
     stderr: File,
@@ -38,13 +38,19 @@ pub(super) struct QemuVm {
 }
 
 impl QemuVm {
-    pub(super) fn new(process: Process, qmp: Qmp, stderr: File, key: Key, geometry: Geometry) -> Self {
-        let (process, qmp) = (Arc::new(process), Arc::new(qmp));
+    pub(super) fn new(
+        process: Process,
+        (qmp, farewell): (Qmp, Farewell),
+        stderr: File,
+        key: Key,
+        geometry: Geometry,
+    ) -> Self {
+        let process = Arc::new(process);
         let killed = Arc::new(Mutex::new(false));
         let (ended, end) = watch::channel(None);
         // Lives as long as the process: it is reaped even if nobody waits for it.
         tokio::spawn({
-            let (process, qmp, killed) = (Arc::clone(&process), Arc::clone(&qmp), Arc::clone(&killed));
+            let (process, killed) = (Arc::clone(&process), Arc::clone(&killed));
             async move {
                 let exit = match process.wait().await {
                     Ok(exit) => exit,
@@ -57,7 +63,7 @@ impl QemuVm {
                     }
                 };
                 let by_agent = *killed.lock().unwrap_or_else(PoisonError::into_inner);
-                ended.send_replace(Some(choose_end(by_agent, qmp.shutdown(), exit)));
+                ended.send_replace(Some(choose_end(by_agent, farewell.heard().await, exit)));
             }
         });
         Self {
