@@ -1,7 +1,7 @@
 //! Licences and bans over the dependency tree, by the settings of `deny.toml` (cargo-deny reads the same file).
 //!
-//! A licence expression passes if it can be satisfied with allowed licences alone. An exception names its crate, and
-//! the comment line above it says why.
+//! A licence expression passes if it can be satisfied with allowed licences alone. An exception names its crate,
+//! and the comment line above it says why.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -14,6 +14,7 @@ mod run;
 mod tidy;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -39,12 +40,19 @@ enum Command {
     Licences,
 }
 
-fn main() -> anyhow::Result<()> {
-    let root = root()?;
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    let command = Arguments::parse().command;
+    let result = root().and_then(|root| match command {
         Command::Check { quick } => run::check(&root, quick),
         Command::Tidy => tidy::run(&root),
         Command::Licences => licences::run(&root),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Files of at most 500 lines without their tests, functions of at most 70, lines of at most 110 characters.
+//! Files of at most 500 lines without their tests, functions of at most 70, lines of at most 120 characters
+//! (rustfmt keeps code at 110; this is for what it leaves alone, comments above all).
 //!
 //! A function that is longer for now stands in `scripts/xtask/ratchet.txt` with its length, which may only shrink.
 
@@ -8,7 +9,7 @@ use super::source::{RATCHET, Source, Tree};
 
 const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 70;
-const LINE_CHARS_MAX: usize = 110;
+const LINE_CHARS_MAX: usize = 120;
 
 pub(super) fn check(source: &Source, scan: &Scan) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -126,7 +127,7 @@ mod tests {
         );
         let with_tests = format!("//! X.\n{items}#[cfg(test)]\nmod tests {{\n{items}}}\n");
         assert_eq!(findings("a/src/x.rs", &with_tests), Vec::<String>::new());
-        let wide = format!("//! X.\n// {}\n", "w".repeat(108));
+        let wide = format!("//! X.\n// {}\n", "w".repeat(118));
         assert_eq!(findings("a/src/x.rs", &wide), ["2 width"]);
     }
 

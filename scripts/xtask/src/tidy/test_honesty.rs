@@ -1,4 +1,6 @@
 //! Tests that prove something: certificates are verified, and nothing waits by sleeping.
+//!
+//! A fake that is slow because slowness is what the test is about says so: a comment with "on purpose" above it.
 
 use super::Finding;
 use super::source::Source;
@@ -17,8 +19,9 @@ pub(super) fn check(source: &Source) -> Vec<Finding> {
     }
     if let Some(scan) = &source.scan {
         for word in scan.find(&["sleep", "("]).chain(scan.find(&["sleep_until", "("])) {
-            if (source.is_test || word.in_test) && !word.in_loop {
-                let message = "a test polls with a deadline and does not just sleep";
+            let is_meant = || is_on_purpose(&source.text, word.line);
+            if (source.is_test || word.in_test) && !word.in_loop && !is_meant() {
+                let message = "a test polls with a deadline; a fake that is slow says \"on purpose\" above";
                 findings.push(Finding::new(&source.path, word.line, "bare-sleep", message));
             }
         }
@@ -27,6 +30,15 @@ pub(super) fn check(source: &Source) -> Vec<Finding> {
         findings.extend(python_sleeps(source));
     }
     findings
+}
+
+/// Whether the line above, or the same line, explains the sleep.
+fn is_on_purpose(text: &str, line: usize) -> bool {
+    let mut lines = text.lines().skip(line.saturating_sub(2)).take(2);
+    lines.any(|line| {
+        line.split_once("//")
+            .is_some_and(|(_, comment)| comment.contains("on purpose"))
+    })
 }
 
 fn find_bypass(path: &str, line: &str) -> Option<&'static str> {
@@ -135,6 +147,8 @@ mod tests {
         assert_eq!(findings("agent/src/x.rs", bare), Vec::<String>::new());
         let inline = "//! X.\n#[test]\nfn x() { std::thread::sleep(D); }\n";
         assert_eq!(findings("agent/src/x.rs", inline), ["3 bare-sleep"]);
+        let meant = bare.replace("async", "// Slow on purpose: the caller gives up first.\nasync");
+        assert_eq!(findings("tests/tests/x.rs", &meant), Vec::<String>::new());
         let polling = "//! X.\nasync fn x() { while !done() { tokio::time::sleep(D).await; } }\n";
         assert_eq!(findings("tests/tests/x.rs", polling), Vec::<String>::new());
         assert_eq!(
