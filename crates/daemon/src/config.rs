@@ -18,12 +18,7 @@ pub enum Error {
     #[error("settings file {} is larger than {FILE_BYTES_MAX} bytes", path.display())]
     TooLarge { path: PathBuf },
     #[error("{}:{line}: {key}{reason}", path.display())]
-    Invalid {
-        path: PathBuf,
-        line: usize,
-        key: Key,
-        reason: String,
-    },
+    Invalid { path: PathBuf, line: usize, key: Key, reason: String },
 }
 
 /// The dotted key an error is about; empty when the error is about the file as a whole.
@@ -32,29 +27,18 @@ pub struct Key(String);
 
 impl std::fmt::Display for Key {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            write!(out, "{}: ", self.0)
-        }
+        if self.0.is_empty() { Ok(()) } else { write!(out, "{}: ", self.0) }
     }
 }
 
 /// Reads and checks a settings file.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
-    let read = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let read = |source| Error::Read { path: path.to_owned(), source };
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(read)?;
-    file.take(FILE_BYTES_MAX + 1)
-        .read_to_string(&mut text)
-        .map_err(read)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(read)?;
     if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(Error::TooLarge {
-            path: path.to_owned(),
-        });
+        return Err(Error::TooLarge { path: path.to_owned() });
     }
     parse(&text, path)
 }
@@ -72,42 +56,25 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, Error> {
     toml::from_str(text).map_err(|error| {
         let offset = error.span().map_or(0, |span| span.start).min(text.len());
         let (line, key) = locate(text, offset);
-        Error::Invalid {
-            path: path.to_owned(),
-            line,
-            key,
-            reason: without_value(error.message()),
-        }
+        Error::Invalid { path: path.to_owned(), line, key, reason: without_value(error.message()) }
     })
 }
 
 /// Line number (from 1) of a byte offset, and the key that line is about.
 fn locate(text: &str, offset: usize) -> (usize, Key) {
-    let line_index = text.as_bytes()[..offset]
-        .iter()
-        .filter(|byte| **byte == b'\n')
-        .count();
+    let line_index = text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count();
     let mut table = "";
     let mut key = "";
     for (index, line) in text.lines().enumerate().take(line_index + 1) {
         let line = line.trim();
         if let Some(header) = line.strip_prefix('[') {
-            table = header
-                .split(']')
-                .next()
-                .unwrap_or_default()
-                .trim_start_matches('[')
-                .trim();
+            table = header.split(']').next().unwrap_or_default().trim_start_matches('[').trim();
         }
         if index == line_index && !line.starts_with(['[', '#']) {
             key = line.split_once('=').map_or("", |(key, _)| key.trim());
         }
     }
-    let separator = if table.is_empty() || key.is_empty() {
-        ""
-    } else {
-        "."
-    };
+    let separator = if table.is_empty() || key.is_empty() { "" } else { "." };
     (line_index + 1, Key(format!("{table}{separator}{key}")))
 }
 
@@ -144,9 +111,7 @@ mod tests {
     }
 
     fn error_of(text: &str) -> String {
-        parse::<Settings>(text, Path::new("agent.toml"))
-            .unwrap_err()
-            .to_string()
+        parse::<Settings>(text, Path::new("agent.toml")).unwrap_err().to_string()
     }
 
     #[test]
@@ -160,30 +125,22 @@ mod tests {
     #[test]
     fn names_file_line_and_key() {
         let unknown = error_of("instance = \"t1\"\n\n[link]\nprot = 7\n");
-        assert!(
-            unknown.starts_with("agent.toml:4: link.prot: unknown field `prot`"),
-            "{unknown}"
-        );
+        assert!(unknown.starts_with("agent.toml:4: link.prot: unknown field `prot`"), "{unknown}");
         let top = error_of("instanc = 1\n");
         assert!(top.starts_with("agent.toml:1: instanc: unknown field"), "{top}");
         let table = error_of("instance = \"a\"\n[lnk]\nport = 1\n");
         assert!(table.starts_with("agent.toml:2: lnk: unknown field"), "{table}");
         let range = error_of("[link]\nport = 70000\n");
-        assert!(
-            range.starts_with("agent.toml:2: link.port: invalid value: integer"),
-            "{range}"
-        );
+        assert!(range.starts_with("agent.toml:2: link.port: invalid value: integer"), "{range}");
         let syntax = error_of("instance = \"a\nlink = 1\n");
         assert!(syntax.starts_with("agent.toml:1: instance: "), "{syntax}");
     }
 
     #[test]
     fn never_quotes_a_value() {
-        for text in [
-            "[link]\nport = \"hunter2\"\n",
-            "link = \"hunter2\"\n",
-            "[link]\nurl = \"hunter2\nport = 1\n",
-        ] {
+        for text in
+            ["[link]\nport = \"hunter2\"\n", "link = \"hunter2\"\n", "[link]\nurl = \"hunter2\nport = 1\n"]
+        {
             let error = error_of(text);
             assert!(!error.contains("hunter2"), "{error}");
         }
@@ -195,10 +152,7 @@ mod tests {
     fn a_missing_file_is_an_error_unless_defaults_will_do() {
         let path = Path::new("/nonexistent/roost.toml");
         let error = load::<Settings>(path).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "cannot read settings file /nonexistent/roost.toml"
-        );
+        assert_eq!(error.to_string(), "cannot read settings file /nonexistent/roost.toml");
         assert_eq!(load_or_default::<Settings>(path).unwrap(), Settings::default());
     }
 }

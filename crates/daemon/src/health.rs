@@ -36,10 +36,7 @@ pub enum Error {
     #[error("health address {address} is not loopback; set allow_remote to serve it to the network")]
     NotLoopback { address: SocketAddr },
     #[error("cannot listen on health address {address}")]
-    Listen {
-        address: SocketAddr,
-        source: std::io::Error,
-    },
+    Listen { address: SocketAddr, source: std::io::Error },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -53,10 +50,7 @@ pub struct Settings {
 impl Settings {
     /// Loopback, on the given port; 0 picks a free one.
     pub fn on_port(port: u16) -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], port)),
-            allow_remote: false,
-        }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], port)), allow_remote: false }
     }
 }
 
@@ -80,10 +74,7 @@ impl Health {
 
     pub fn check(&self, name: &'static str) -> Check {
         self.lock().insert(name, Err("starting".to_owned()));
-        Check {
-            name,
-            health: self.clone(),
-        }
+        Check { name, health: self.clone() }
     }
 
     pub fn is_ready(&self) -> bool {
@@ -122,9 +113,7 @@ pub async fn bind(settings: &Settings) -> Result<TcpListener, Error> {
     if !settings.allow_remote && !address.ip().is_loopback() {
         return Err(Error::NotLoopback { address });
     }
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| Error::Listen { address, source })
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
 }
 
 /// Serves until the shutdown is requested.
@@ -170,32 +159,20 @@ fn respond<B>(request: &Request<B>, health: &Health, registry: &Registry) -> Res
     const TEXT: &str = "text/plain; charset=utf-8";
     const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return response(
-            StatusCode::METHOD_NOT_ALLOWED,
-            TEXT,
-            "only GET and HEAD\n".to_owned(),
-        );
+        return response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned());
     }
     match request.uri().path() {
         "/healthz" => response(StatusCode::OK, TEXT, "ok\n".to_owned()),
         "/readyz" => {
             let (ready, text) = health.report();
-            let status = if ready {
-                StatusCode::OK
-            } else {
-                StatusCode::SERVICE_UNAVAILABLE
-            };
+            let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             response(status, TEXT, text)
         }
         "/metrics" => {
             let mut text = String::new();
             match encode(&mut text, registry) {
                 Ok(()) => response(StatusCode::OK, METRICS, text),
-                Err(_) => response(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    TEXT,
-                    "cannot encode\n".to_owned(),
-                ),
+                Err(_) => response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "cannot encode\n".to_owned()),
             }
         }
         _ => response(StatusCode::NOT_FOUND, TEXT, "no such page\n".to_owned()),
@@ -205,9 +182,6 @@ fn respond<B>(request: &Request<B>, health: &Health, registry: &Registry) -> Res
 fn response(status: StatusCode, content_type: &'static str, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(content_type),
-    );
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
     response
 }

@@ -20,9 +20,6 @@ mod tests {
         assert_eq!(ids.len(), 1000);
         let now_ms = u64::try_from(crate::clock::now_us() / 1000).unwrap();
         let sandbox: SandboxId = fresh();
-        assert!(
-            now_ms.abs_diff(sandbox.ulid().timestamp_ms()) < 60_000,
-            "{sandbox}"
-        );
+        assert!(now_ms.abs_diff(sandbox.ulid().timestamp_ms()) < 60_000, "{sandbox}");
     }
 }

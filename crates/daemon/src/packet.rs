@@ -77,20 +77,14 @@ pub struct PacketListener<S, R> {
 
 impl<S: Message, R: Message + Default> PacketSocket<S, R> {
     fn new(socket: UnixSeqpacket) -> Self {
-        Self {
-            socket,
-            messages: PhantomData,
-        }
+        Self { socket, messages: PhantomData }
     }
 
     /// Connects to the listener at `path`.
     pub async fn connect(path: &Path) -> Result<Self, Error> {
         let socket = UnixSeqpacket::connect(path)
             .await
-            .map_err(|source| Error::Connect {
-                path: path.to_owned(),
-                source,
-            })?;
+            .map_err(|source| Error::Connect { path: path.to_owned(), source })?;
         Ok(Self::new(socket))
     }
 
@@ -106,11 +100,7 @@ impl<S: Message, R: Message + Default> PacketSocket<S, R> {
     /// The uid, gid and pid of the process that connected or listened at the other end.
     pub fn peer_credentials(&self) -> Result<PeerCredentials, Error> {
         let peer = self.socket.peer_cred().map_err(Error::Credentials)?;
-        Ok(PeerCredentials {
-            uid: peer.uid(),
-            gid: peer.gid(),
-            pid: peer.pid(),
-        })
+        Ok(PeerCredentials { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() })
     }
 
     /// Sends one message together with the descriptors it speaks of; the kernel duplicates them.
@@ -123,21 +113,14 @@ impl<S: Message, R: Message + Default> PacketSocket<S, R> {
             return Err(Error::TooLarge { bytes: encoded.len() });
         }
         if descriptors.len() > DESCRIPTORS_MAX {
-            return Err(Error::TooManyDescriptors {
-                count: descriptors.len(),
-            });
+            return Err(Error::TooManyDescriptors { count: descriptors.len() });
         }
         let mut buffer = vec![0; ANCILLARY_BYTES];
         let mut ancillary = AncillaryMessageWriter::new(&mut buffer);
         if !descriptors.is_empty() {
-            ancillary
-                .add_fds(descriptors.iter().copied())
-                .map_err(|e| Error::Send(e.into()))?;
+            ancillary.add_fds(descriptors.iter().copied()).map_err(|e| Error::Send(e.into()))?;
         }
-        self.socket
-            .send_with_ancillary(&encoded, &mut ancillary)
-            .await
-            .map_err(Error::Send)?;
+        self.socket.send_with_ancillary(&encoded, &mut ancillary).await.map_err(Error::Send)?;
         Ok(())
     }
 
@@ -146,11 +129,8 @@ impl<S: Message, R: Message + Default> PacketSocket<S, R> {
         // Larger than allowed by one, so that a message that fills it is known to be too large.
         let mut data = vec![0; MESSAGE_MAX_BYTES + 1];
         let mut buffer = vec![0; ANCILLARY_BYTES];
-        let (info, ancillary) = self
-            .socket
-            .recv_with_ancillary(&mut data, &mut buffer)
-            .await
-            .map_err(Error::Receive)?;
+        let (info, ancillary) =
+            self.socket.recv_with_ancillary(&mut data, &mut buffer).await.map_err(Error::Receive)?;
         // Taken over first: whatever is refused below, the descriptors that came are closed.
         let mut descriptors = Vec::new();
         for message in ancillary.into_messages() {
@@ -162,9 +142,7 @@ impl<S: Message, R: Message + Default> PacketSocket<S, R> {
             return Err(Error::Truncated);
         }
         if descriptors.len() > DESCRIPTORS_MAX {
-            return Err(Error::TooManyDescriptors {
-                count: descriptors.len(),
-            });
+            return Err(Error::TooManyDescriptors { count: descriptors.len() });
         }
         data.truncate(info.bytes_read());
         match data.len() {
@@ -185,30 +163,20 @@ pub fn listen<S: Message, R: Message + Default>(
     path: &Path,
     mode: u32,
 ) -> Result<PacketListener<S, R>, Error> {
-    let error = |source| Error::Listen {
-        path: path.to_owned(),
-        source,
-    };
+    let error = |source| Error::Listen { path: path.to_owned(), source };
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(error(e)),
         _ => {}
     }
     let listener = UnixSeqpacketListener::bind_with_backlog(path, BACKLOG).map_err(error)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(error)?;
-    Ok(PacketListener {
-        listener,
-        messages: PhantomData,
-    })
+    Ok(PacketListener { listener, messages: PhantomData })
 }
 
 impl<S: Message, R: Message + Default> PacketListener<S, R> {
     /// The next connection.
     pub async fn accept(&mut self) -> Result<PacketSocket<S, R>, Error> {
-        self.listener
-            .accept()
-            .await
-            .map(PacketSocket::new)
-            .map_err(Error::Accept)
+        self.listener.accept().await.map(PacketSocket::new).map_err(Error::Accept)
     }
 }
 
@@ -226,9 +194,7 @@ mod tests {
     }
 
     fn parcel(bytes: usize) -> Parcel {
-        Parcel {
-            content: Bytes::from(vec![7; bytes]),
-        }
+        Parcel { content: Bytes::from(vec![7; bytes]) }
     }
 
     fn pair() -> (PacketSocket<Parcel, Parcel>, PacketSocket<Parcel, Parcel>) {
@@ -259,22 +225,13 @@ mod tests {
         // Four bytes of prost's own: tag and a three-byte length.
         near.send(&parcel(MESSAGE_MAX_BYTES - 4), &most).await.unwrap();
         let (message, descriptors) = far.recv().await.unwrap().unwrap();
-        assert_eq!(
-            (message.content.len(), descriptors.len()),
-            (MESSAGE_MAX_BYTES - 4, DESCRIPTORS_MAX)
-        );
+        assert_eq!((message.content.len(), descriptors.len()), (MESSAGE_MAX_BYTES - 4, DESCRIPTORS_MAX));
 
         let many = vec![file.as_fd(); DESCRIPTORS_MAX + 1];
-        assert!(matches!(
-            near.send(&parcel(1), &many).await,
-            Err(Error::TooManyDescriptors { count: 33 })
-        ));
+        assert!(matches!(near.send(&parcel(1), &many).await, Err(Error::TooManyDescriptors { count: 33 })));
         let large = near.send(&parcel(MESSAGE_MAX_BYTES), &[]).await;
         assert!(matches!(large, Err(Error::TooLarge { .. })));
-        assert!(matches!(
-            near.send(&Parcel::default(), &[]).await,
-            Err(Error::Empty)
-        ));
+        assert!(matches!(near.send(&Parcel::default(), &[]).await, Err(Error::Empty)));
     }
 
     #[tokio::test]
@@ -292,13 +249,8 @@ mod tests {
         let mut buffer = vec![0; 1024];
         let mut ancillary = AncillaryMessageWriter::new(&mut buffer);
         ancillary.add_fds(vec![file.as_fd(); 64]).unwrap();
-        raw.send_with_ancillary(b"\x0a\x01x", &mut ancillary)
-            .await
-            .unwrap();
-        assert!(matches!(
-            far.recv().await,
-            Err(Error::Truncated | Error::TooManyDescriptors { .. })
-        ));
+        raw.send_with_ancillary(b"\x0a\x01x", &mut ancillary).await.unwrap();
+        assert!(matches!(far.recv().await, Err(Error::Truncated | Error::TooManyDescriptors { .. })));
     }
 
     #[tokio::test]
@@ -311,10 +263,7 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let near = PacketSocket::<Parcel, Parcel>::connect(&path).await.unwrap();
         let far = listener.accept().await.unwrap();
-        assert_eq!(
-            far.peer_credentials().unwrap().pid,
-            Some(std::process::id() as i32)
-        );
+        assert_eq!(far.peer_credentials().unwrap().pid, Some(std::process::id() as i32));
         drop(near);
         assert!(far.recv().await.unwrap().is_none());
     }

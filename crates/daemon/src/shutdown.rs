@@ -99,9 +99,7 @@ impl Shutdown {
         self.tasks.close();
         match tokio::time::timeout(deadline, self.tasks.wait()).await {
             Ok(()) => Drained::Complete,
-            Err(_) => Drained::GivenUp {
-                tasks: self.tasks.len(),
-            },
+            Err(_) => Drained::GivenUp { tasks: self.tasks.len() },
         }
     }
 }
@@ -128,18 +126,13 @@ mod tests {
     async fn a_task_that_hangs_is_given_up_at_the_deadline() {
         let shutdown = Shutdown::new();
         shutdown.spawn(std::future::pending::<()>());
-        assert_eq!(
-            shutdown.drain(DRAIN_DEADLINE).await,
-            Drained::GivenUp { tasks: 1 }
-        );
+        assert_eq!(shutdown.drain(DRAIN_DEADLINE).await, Drained::GivenUp { tasks: 1 });
     }
 
     #[tokio::test]
     async fn sigterm_asks() {
         let shutdown = Shutdown::on_signals().unwrap();
         raise(Signal::SIGTERM).unwrap();
-        tokio::time::timeout(Duration::from_secs(5), shutdown.requested())
-            .await
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(5), shutdown.requested()).await.unwrap();
     }
 }

@@ -13,14 +13,9 @@ pub const LEVEL_VARIABLE: &str = "ROOST_LOG";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("log level \"{directive}\" is not a tracing filter directive")]
-    Level {
-        directive: String,
-        source: tracing_subscriber::filter::ParseError,
-    },
+    Level { directive: String, source: tracing_subscriber::filter::ParseError },
     #[error("logging is already set up in this process")]
-    Repeated {
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    Repeated { source: Box<dyn std::error::Error + Send + Sync> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -40,10 +35,7 @@ pub enum Format {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            level: "info".to_owned(),
-            format: Format::Text,
-        }
+        Self { level: "info".to_owned(), format: Format::Text }
     }
 }
 
@@ -62,9 +54,7 @@ pub fn init(settings: &Settings) -> Result<(), Error> {
 }
 
 fn choose_filter(settings: &Settings, variable: Option<String>) -> Result<EnvFilter, Error> {
-    let directive = variable
-        .filter(|text| !text.is_empty())
-        .unwrap_or_else(|| settings.level.clone());
+    let directive = variable.filter(|text| !text.is_empty()).unwrap_or_else(|| settings.level.clone());
     EnvFilter::try_new(&directive).map_err(|source| Error::Level { directive, source })
 }
 
@@ -80,43 +70,23 @@ mod tests {
 
     #[test]
     fn the_variable_wins_over_the_settings() {
-        let settings = Settings {
-            level: "warn".to_owned(),
-            format: Format::Json,
-        };
+        let settings = Settings { level: "warn".to_owned(), format: Format::Json };
         assert_eq!(choose_filter(&settings, None).unwrap().to_string(), "warn");
-        assert_eq!(
-            choose_filter(&settings, Some(String::new())).unwrap().to_string(),
-            "warn"
-        );
-        assert_eq!(
-            choose_filter(&settings, Some("debug".to_owned()))
-                .unwrap()
-                .to_string(),
-            "debug"
-        );
+        assert_eq!(choose_filter(&settings, Some(String::new())).unwrap().to_string(), "warn");
+        assert_eq!(choose_filter(&settings, Some("debug".to_owned())).unwrap().to_string(), "debug");
     }
 
     #[test]
     fn a_bad_level_is_named() {
-        let settings = Settings {
-            level: "roost=loud".to_owned(),
-            format: Format::Text,
-        };
+        let settings = Settings { level: "roost=loud".to_owned(), format: Format::Text };
         let error = choose_filter(&settings, None).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "log level \"roost=loud\" is not a tracing filter directive"
-        );
+        assert_eq!(error.to_string(), "log level \"roost=loud\" is not a tracing filter directive");
     }
 
     #[test]
     fn a_chain_says_every_cause_once() {
         let inner = std::io::Error::other("no space");
-        let error = crate::config::Error::Read {
-            path: "/x".into(),
-            source: inner,
-        };
+        let error = crate::config::Error::Read { path: "/x".into(), source: inner };
         assert_eq!(chain(&error), "cannot read settings file /x: no space");
     }
 }

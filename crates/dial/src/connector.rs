@@ -22,25 +22,13 @@ pub enum Error {
     NoAddress { host: Host },
     /// Nothing was dialled.
     #[error("{host} is at {address}, which may not be dialled")]
-    Address {
-        host: Host,
-        address: IpAddr,
-        source: Refusal,
-    },
+    Address { host: Host, address: IpAddr, source: Refusal },
     #[error("{host} did not accept a connection at {address}")]
-    Dial {
-        host: Host,
-        address: SocketAddr,
-        source: io::Error,
-    },
+    Dial { host: Host, address: SocketAddr, source: io::Error },
     #[error("{host} was not reached in time")]
     Timeout { host: Host },
     #[error("the connection to {host} ends at {peer} and not at {dialled}")]
-    Peer {
-        host: Host,
-        dialled: SocketAddr,
-        peer: SocketAddr,
-    },
+    Peer { host: Host, dialled: SocketAddr, peer: SocketAddr },
 }
 
 impl Error {
@@ -62,11 +50,7 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self {
-            resolve: Duration::from_secs(5),
-            dial: Duration::from_secs(5),
-            total: Duration::from_secs(10),
-        }
+        Self { resolve: Duration::from_secs(5), dial: Duration::from_secs(5), total: Duration::from_secs(10) }
     }
 }
 
@@ -93,51 +77,36 @@ impl Connector {
 
 impl<R: Resolve, D: Dial> Connector<R, D> {
     pub fn with(settings: Settings, resolver: R, dialler: D) -> Self {
-        Self {
-            settings,
-            resolver,
-            dialler,
-        }
+        Self { settings, resolver, dialler }
     }
 
     /// Every address the host may be dialled at, in order. One forbidden address forbids the host: a name that
     /// points at both sides of the floor is an attack or a mistake.
     pub async fn resolve(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, Error> {
         let floor = &self.settings.floor;
-        floor.check_name(host).map_err(|source| Error::Name {
-            host: host.clone(),
-            source,
-        })?;
+        floor.check_name(host).map_err(|source| Error::Name { host: host.clone(), source })?;
         let addresses = match host.address() {
             Some(address) => vec![address],
             None => self.look_up(host).await?,
         };
         for address in &addresses {
-            floor
-                .check(host, port, *address)
-                .map_err(|source| Error::Address {
-                    host: host.clone(),
-                    address: *address,
-                    source,
-                })?;
+            floor.check(host, port, *address).map_err(|source| Error::Address {
+                host: host.clone(),
+                address: *address,
+                source,
+            })?;
         }
         if addresses.is_empty() {
             return Err(Error::NoAddress { host: host.clone() });
         }
-        Ok(interleave(&addresses)
-            .into_iter()
-            .map(|address| SocketAddr::new(address, port))
-            .collect())
+        Ok(interleave(&addresses).into_iter().map(|address| SocketAddr::new(address, port)).collect())
     }
 
     async fn look_up(&self, host: &Host) -> Result<Vec<IpAddr>, Error> {
         let looking = self.resolver.resolve(host);
         match tokio::time::timeout(self.settings.timeouts.resolve, looking).await {
             Ok(Ok(addresses)) => Ok(addresses),
-            Ok(Err(source)) => Err(Error::Resolve {
-                host: host.clone(),
-                source,
-            }),
+            Ok(Err(source)) => Err(Error::Resolve { host: host.clone(), source }),
             Err(_) => Err(Error::Timeout { host: host.clone() }),
         }
     }
@@ -164,11 +133,7 @@ impl<R: Resolve, D: Dial> Connector<R, D> {
             let dialling = self.dialler.dial(*address);
             last = match tokio::time::timeout(self.settings.timeouts.dial, dialling).await {
                 Ok(Ok(stream)) => return self.admit(host, *address, stream),
-                Ok(Err(source)) => Error::Dial {
-                    host: host.clone(),
-                    address: *address,
-                    source,
-                },
+                Ok(Err(source)) => Error::Dial { host: host.clone(), address: *address, source },
                 Err(_) => Error::Timeout { host: host.clone() },
             };
         }
@@ -181,18 +146,10 @@ impl<R: Resolve, D: Dial> Connector<R, D> {
         address: SocketAddr,
         stream: TcpStream,
     ) -> Result<(TcpStream, SocketAddr), Error> {
-        let failed = |source| Error::Dial {
-            host: host.clone(),
-            address,
-            source,
-        };
+        let failed = |source| Error::Dial { host: host.clone(), address, source };
         let peer = stream.peer_addr().map_err(failed)?;
         if (peer.ip(), peer.port()) != (address.ip(), address.port()) {
-            return Err(Error::Peer {
-                host: host.clone(),
-                dialled: address,
-                peer,
-            });
+            return Err(Error::Peer { host: host.clone(), dialled: address, peer });
         }
         stream.set_nodelay(true).map_err(failed)?;
         Ok((stream, address))

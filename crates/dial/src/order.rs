@@ -14,9 +14,8 @@ pub(crate) fn interleave(addresses: &[IpAddr]) -> Vec<IpAddr> {
         }
     }
     let leads_v6 = distinct.first().is_some_and(IpAddr::is_ipv6);
-    let (mut lead, mut follow): (Vec<_>, Vec<_>) = distinct
-        .into_iter()
-        .partition(|address| address.is_ipv6() == leads_v6);
+    let (mut lead, mut follow): (Vec<_>, Vec<_>) =
+        distinct.into_iter().partition(|address| address.is_ipv6() == leads_v6);
     lead.reverse();
     follow.reverse();
     let mut ordered = Vec::new();
@@ -34,12 +33,7 @@ mod tests {
 
     #[test]
     fn families_take_turns_and_doubles_go() {
-        let parse = |texts: &[&str]| {
-            texts
-                .iter()
-                .map(|text| text.parse().unwrap())
-                .collect::<Vec<IpAddr>>()
-        };
+        let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
         let given = parse(&["2600::1", "2600::2", "2600::1", "1.1.1.1", "1.1.1.2", "1.1.1.3"]);
         let ordered = parse(&["2600::1", "1.1.1.1", "2600::2", "1.1.1.2", "1.1.1.3"]);
         assert_eq!(interleave(&given), ordered);

@@ -1,11 +1,7 @@
 //! The connector with a resolver that lies and a dialler that records. Nothing leaves loopback: a forbidden or
 //! public address is seen refused before the dialler hears of it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    reason = "a test with its own loopback listener"
-)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test with its own loopback listener")]
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -27,10 +23,7 @@ struct Lies {
 
 impl Lies {
     fn answering(addresses: &[&str]) -> Self {
-        Self {
-            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
-            ..Self::default()
-        }
+        Self { addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(), ..Self::default() }
     }
 }
 
@@ -79,13 +72,7 @@ fn settings(exceptions: &[(&str, u16, &str)]) -> Settings {
         port: *port,
         cidr: parse_cidr(cidr).unwrap(),
     });
-    Settings {
-        floor: Floor {
-            own: vec![],
-            exceptions: exceptions.collect(),
-        },
-        timeouts: quick(),
-    }
+    Settings { floor: Floor { own: vec![], exceptions: exceptions.collect() }, timeouts: quick() }
 }
 
 /// What `name` is answered with, and whether anything was dialled for it.
@@ -117,10 +104,7 @@ async fn c11_c12_c14_a_forbidden_answer_is_never_dialled() {
         "2001:0:1::1",
     ] {
         let (error, dialled) = refused("rebind.example", &[answer]).await;
-        assert!(
-            matches!(error, Error::Address { .. }) && error.is_refusal(),
-            "{answer}: {error}"
-        );
+        assert!(matches!(error, Error::Address { .. }) && error.is_refusal(), "{answer}: {error}");
         assert_eq!(dialled, 0, "{answer}");
     }
 }
@@ -140,20 +124,8 @@ async fn c13_metadata_names_are_not_even_looked_up() {
         lies.clone(),
         Recorder::default(),
     );
-    let error = connector
-        .connect(&host("metadata.google.internal"), 80)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::Name {
-                source: Refusal::Metadata,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    let error = connector.connect(&host("metadata.google.internal"), 80).await.unwrap_err();
+    assert!(matches!(error, Error::Name { source: Refusal::Metadata, .. }), "{error}");
     assert!(lies.asked.lock().unwrap().is_empty());
     let connector = Connector::with(
         settings(&[("a.example", 80, "0.0.0.0/0")]),
@@ -161,16 +133,7 @@ async fn c13_metadata_names_are_not_even_looked_up() {
         Recorder::default(),
     );
     let error = connector.connect(&host("a.example"), 80).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::Address {
-                source: Refusal::Metadata,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, Error::Address { source: Refusal::Metadata, .. }), "{error}");
 }
 
 #[tokio::test]
@@ -179,13 +142,7 @@ async fn literal_addresses_pass_the_same_floor_without_a_lookup() {
     let recorder = Recorder::default();
     let connector = Connector::with(settings(&[]), lies.clone(), recorder.clone());
     for literal in ["127.0.0.1", "[::1]", "169.254.169.254"] {
-        assert!(
-            connector
-                .connect(&host(literal), 80)
-                .await
-                .unwrap_err()
-                .is_refusal()
-        );
+        assert!(connector.connect(&host(literal), 80).await.unwrap_err().is_refusal());
     }
     assert!(lies.asked.lock().unwrap().is_empty() && recorder.dialled.lock().unwrap().is_empty());
 }
@@ -196,41 +153,20 @@ async fn an_excepted_loopback_listener_is_reached_and_nothing_else() {
     let address = listener.local_addr().unwrap();
     let excepted = settings(&[("upstream.example", address.port(), "127.0.0.1/32")]);
     let connector = Connector::with(excepted, Lies::answering(&["127.0.0.1"]), roost_dial::TcpDialler);
-    let (stream, dialled) = connector
-        .connect(&host("upstream.example"), address.port())
-        .await
-        .unwrap();
+    let (stream, dialled) = connector.connect(&host("upstream.example"), address.port()).await.unwrap();
     assert_eq!((dialled, stream.peer_addr().unwrap()), (address, address));
     assert!(stream.nodelay().unwrap());
-    assert!(
-        connector
-            .connect(&host("other.example"), address.port())
-            .await
-            .unwrap_err()
-            .is_refusal()
-    );
-    assert!(
-        connector
-            .connect(&host("upstream.example"), 1)
-            .await
-            .unwrap_err()
-            .is_refusal()
-    );
+    assert!(connector.connect(&host("other.example"), address.port()).await.unwrap_err().is_refusal());
+    assert!(connector.connect(&host("upstream.example"), 1).await.unwrap_err().is_refusal());
 }
 
 #[tokio::test]
 async fn a_peer_that_is_not_what_was_dialled_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let recorder = Recorder {
-        target: Some(listener.local_addr().unwrap()),
-        ..Recorder::default()
-    };
+    let recorder = Recorder { target: Some(listener.local_addr().unwrap()), ..Recorder::default() };
     let connector = Connector::with(settings(&[]), Lies::answering(&["93.184.216.34"]), recorder);
     let error = connector.connect(&host("a.example"), 443).await.unwrap_err();
-    assert!(
-        matches!(error, Error::Peer { .. }) && error.is_refusal(),
-        "{error}"
-    );
+    assert!(matches!(error, Error::Peer { .. }) && error.is_refusal(), "{error}");
 }
 
 #[tokio::test]
@@ -239,33 +175,15 @@ async fn every_checked_address_is_tried_once_in_turn() {
     let answers = ["93.184.216.34", "93.184.216.35", "2606:2800::1", "93.184.216.34"];
     let connector = Connector::with(settings(&[]), Lies::answering(&answers), recorder.clone());
     let error = connector.connect(&host("a.example"), 443).await.unwrap_err();
-    assert!(
-        matches!(error, Error::Dial { .. }) && !error.is_refusal(),
-        "{error}"
-    );
-    let dialled: Vec<String> = recorder
-        .dialled
-        .lock()
-        .unwrap()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    assert_eq!(
-        dialled,
-        ["93.184.216.34:443", "[2606:2800::1]:443", "93.184.216.35:443"]
-    );
+    assert!(matches!(error, Error::Dial { .. }) && !error.is_refusal(), "{error}");
+    let dialled: Vec<String> = recorder.dialled.lock().unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(dialled, ["93.184.216.34:443", "[2606:2800::1]:443", "93.184.216.35:443"]);
 }
 
 #[tokio::test]
 async fn no_answer_and_no_address_are_told_apart() {
-    let hanging = Connector::with(
-        settings(&[]),
-        Lies {
-            hangs: true,
-            ..Lies::default()
-        },
-        Recorder::default(),
-    );
+    let hanging =
+        Connector::with(settings(&[]), Lies { hangs: true, ..Lies::default() }, Recorder::default());
     let error = hanging.connect(&host("a.example"), 443).await.unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     let (error, _) = refused("a.example", &[]).await;
@@ -276,8 +194,5 @@ async fn no_answer_and_no_address_are_told_apart() {
 async fn the_system_resolver_finds_localhost_and_the_floor_refuses_it() {
     let connector = Connector::new(settings(&[]));
     let error = connector.connect(&host("localhost"), 80).await.unwrap_err();
-    assert!(
-        matches!(error, Error::Address { address, .. } if address.is_loopback()),
-        "{error}"
-    );
+    assert!(matches!(error, Error::Address { address, .. } if address.is_loopback()), "{error}");
 }

@@ -36,12 +36,8 @@ const METADATA: &[IpNet] = &[
 ];
 
 /// Names of metadata services; their subdomains count as well.
-const METADATA_NAMES: &[&str] = &[
-    "metadata.google.internal",
-    "metadata.goog",
-    "metadata.azure.internal",
-    "instance-data.ec2.internal",
-];
+const METADATA_NAMES: &[&str] =
+    &["metadata.google.internal", "metadata.goog", "metadata.azure.internal", "instance-data.ec2.internal"];
 /// Names that a resolver's search list completes to one of the above.
 const METADATA_SHORT_NAMES: &[&str] = &["metadata", "instance-data"];
 
@@ -116,12 +112,7 @@ pub struct CidrError {
 /// Reads a range strictly: `10.0.0.0/` and `10.0.0.1/8` are mistakes, not `/0` and `10.0.0.0/8`.
 pub fn parse_cidr(text: &str) -> Result<IpNet, CidrError> {
     let is_exact = |net: &IpNet| *net == net.trunc();
-    text.parse::<IpNet>()
-        .ok()
-        .filter(is_exact)
-        .ok_or_else(|| CidrError {
-            text: text.to_owned(),
-        })
+    text.parse::<IpNet>().ok().filter(is_exact).ok_or_else(|| CidrError { text: text.to_owned() })
 }
 
 fn exact_net<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpNet, D::Error> {
@@ -143,25 +134,16 @@ impl Floor {
         let name = host.as_str();
         let is_metadata = METADATA_SHORT_NAMES.contains(&name)
             || METADATA_NAMES.iter().any(|known| {
-                name.strip_suffix(known)
-                    .is_some_and(|head| head.is_empty() || head.ends_with('.'))
+                name.strip_suffix(known).is_some_and(|head| head.is_empty() || head.ends_with('.'))
             });
-        if is_metadata {
-            Err(Refusal::Metadata)
-        } else {
-            Ok(())
-        }
+        if is_metadata { Err(Refusal::Metadata) } else { Ok(()) }
     }
 
     /// Whether `host` may be dialled at this address and port.
     pub fn check(&self, host: &Host, port: u16, address: IpAddr) -> Result<(), Refusal> {
         self.check_name(host)?;
         let forms = [Some(address), find_embedded(address).map(IpAddr::V4)];
-        if forms
-            .into_iter()
-            .flatten()
-            .any(|form| contains(METADATA, form).is_some())
-        {
+        if forms.into_iter().flatten().any(|form| contains(METADATA, form).is_some()) {
             return Err(Refusal::Metadata);
         }
         for form in forms.into_iter().flatten() {
@@ -188,14 +170,8 @@ pub fn find_embedded(address: IpAddr) -> Option<Ipv4Addr> {
     let IpAddr::V6(address) = address else { return None };
     let segments = address.segments();
     let octets = address.octets();
-    let from = |start: usize| {
-        Ipv4Addr::new(
-            octets[start],
-            octets[start + 1],
-            octets[start + 2],
-            octets[start + 3],
-        )
-    };
+    let from =
+        |start: usize| Ipv4Addr::new(octets[start], octets[start + 1], octets[start + 2], octets[start + 3]);
     match segments {
         // Compatible, mapped, translated, NAT64.
         [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {

@@ -215,10 +215,7 @@ mod tests {
     #[test]
     fn a_record_names_its_kind() {
         let line = serde_json::to_string(&intent("api.example.com", "/v1")).unwrap();
-        assert!(
-            line.starts_with(r#"{"record":"intent","event_id":"evt_"#),
-            "{line}"
-        );
+        assert!(line.starts_with(r#"{"record":"intent","event_id":"evt_"#), "{line}");
         assert!(line.contains(r#""scheme":"https""#), "{line}");
     }
 

@@ -142,12 +142,7 @@ pub enum Refusal {
 
 impl Standing {
     pub fn new(offer: Offer) -> Self {
-        Self {
-            desired: offer.desired,
-            local: None,
-            local_seq: 0,
-            fenced_epoch: 0,
-        }
+        Self { desired: offer.desired, local: None, local_seq: 0, fenced_epoch: 0 }
     }
 
     pub fn is_fenced(&self) -> bool {
@@ -206,12 +201,7 @@ impl Standing {
             return Err(Refusal::AlreadySo(run));
         }
         self.local_seq += 1;
-        let local = Local {
-            base_generation: self.desired.generation,
-            seq: self.local_seq,
-            run,
-            cause,
-        };
+        let local = Local { base_generation: self.desired.generation, seq: self.local_seq, run, cause };
         self.local = Some(local);
         Ok(local)
     }
@@ -226,10 +216,7 @@ impl Standing {
     /// What the scheduler should hear, again and again until it answers with a greater generation.
     pub fn report(&self) -> Option<Report> {
         let local = self.local.filter(|_| !self.is_fenced())?;
-        Some(Report {
-            placement_epoch: self.desired.placement_epoch,
-            local,
-        })
+        Some(Report { placement_epoch: self.desired.placement_epoch, local })
     }
 }
 
@@ -253,21 +240,11 @@ pub enum Adoption {
 
 impl Row {
     pub fn new(run: Run) -> Self {
-        Self {
-            desired: Desired {
-                run,
-                generation: 1,
-                placement_epoch: 1,
-            },
-            adopted_seq: 0,
-        }
+        Self { desired: Desired { run, generation: 1, placement_epoch: 1 }, adopted_seq: 0 }
     }
 
     pub fn offer(&self) -> Offer {
-        Offer {
-            desired: self.desired,
-            adopted_seq: self.adopted_seq,
-        }
+        Offer { desired: self.desired, adopted_seq: self.adopted_seq }
     }
 
     /// A decision of a user or an operator. Nothing comes after destroyed.
@@ -277,11 +254,7 @@ impl Row {
             return *self;
         }
         Self {
-            desired: Desired {
-                run,
-                generation: self.desired.generation + 1,
-                ..self.desired
-            },
+            desired: Desired { run, generation: self.desired.generation + 1, ..self.desired },
             adopted_seq: 0,
         }
     }
@@ -289,15 +262,8 @@ impl Row {
     /// The row of the next placement. Only when the former host confirmed its fence: see [`Placement`].
     #[must_use]
     pub fn replaced(&self, placement_epoch: u64) -> Self {
-        let desired = Desired {
-            generation: self.desired.generation + 1,
-            placement_epoch,
-            ..self.desired
-        };
-        Self {
-            desired,
-            adopted_seq: 0,
-        }
+        let desired = Desired { generation: self.desired.generation + 1, placement_epoch, ..self.desired };
+        Self { desired, adopted_seq: 0 }
     }
 
     pub fn decide_adoption(&self, report: &Report) -> Adoption {
@@ -310,11 +276,7 @@ impl Row {
         }
         let generation = self.desired.generation + 1;
         Adoption::Adopt(Self {
-            desired: Desired {
-                run: local.run,
-                generation,
-                ..self.desired
-            },
+            desired: Desired { run: local.run, generation, ..self.desired },
             adopted_seq: local.seq,
         })
     }
@@ -347,10 +309,7 @@ impl<H: Copy + PartialEq> Placement<H> {
     #[must_use]
     pub fn place(&self, host: H) -> Option<Self> {
         match *self {
-            Self::Nowhere { epoch } => Some(Self::On {
-                host,
-                epoch: epoch + 1,
-            }),
+            Self::Nowhere { epoch } => Some(Self::On { host, epoch: epoch + 1 }),
             Self::On { .. } | Self::Fencing { .. } => None,
         }
     }
@@ -378,14 +337,7 @@ mod tests {
     use super::*;
 
     fn offer(run: Run, generation: u64, adopted_seq: u64) -> Offer {
-        Offer {
-            desired: Desired {
-                run,
-                generation,
-                placement_epoch: 1,
-            },
-            adopted_seq,
-        }
+        Offer { desired: Desired { run, generation, placement_epoch: 1 }, adopted_seq }
     }
 
     #[test]
@@ -417,13 +369,8 @@ mod tests {
         assert_eq!(standing.target(), Some(Run::Running));
         let report = standing.report().unwrap();
         assert_eq!((report.local.base_generation, report.local.seq), (2, 2));
-        let row = Row {
-            desired: offer(Run::Paused, 2, 1).desired,
-            adopted_seq: 1,
-        };
-        let Adoption::Adopt(adopted) = row.decide_adoption(&report) else {
-            panic!("not adopted")
-        };
+        let row = Row { desired: offer(Run::Paused, 2, 1).desired, adopted_seq: 1 };
+        let Adoption::Adopt(adopted) = row.decide_adoption(&report) else { panic!("not adopted") };
         assert_eq!(standing.receive(adopted.offer()), Receipt::Applied);
         assert_eq!((standing.target(), standing.report()), (Some(Run::Running), None));
     }
@@ -433,10 +380,7 @@ mod tests {
         let row = Row::new(Run::Destroyed).command(Run::Running);
         assert_eq!(row.desired.run, Run::Destroyed);
         let mut standing = Standing::new(row.offer());
-        assert_eq!(
-            standing.transition(Run::Running, Cause::AutoResume),
-            Err(Refusal::Destroyed)
-        );
+        assert_eq!(standing.transition(Run::Running, Cause::AutoResume), Err(Refusal::Destroyed));
     }
 
     #[test]
@@ -446,16 +390,9 @@ mod tests {
         assert!(!standing.fence(1));
         assert_eq!(standing.target(), None);
         assert_eq!(standing.receive(offer(Run::Running, 9, 0)), Receipt::Fenced);
-        assert_eq!(
-            standing.transition(Run::Paused, Cause::Idle),
-            Err(Refusal::Fenced)
-        );
+        assert_eq!(standing.transition(Run::Paused, Cause::Idle), Err(Refusal::Fenced));
         let again = Offer {
-            desired: Desired {
-                run: Run::Running,
-                generation: 10,
-                placement_epoch: 3,
-            },
+            desired: Desired { run: Run::Running, generation: 10, placement_epoch: 3 },
             adopted_seq: 0,
         };
         assert_eq!(standing.receive(again), Receipt::Applied);
@@ -465,10 +402,7 @@ mod tests {
     #[test]
     fn the_same_generation_with_other_content_is_not_followed() {
         let mut standing = Standing::new(offer(Run::Running, 4, 0));
-        assert_eq!(
-            standing.receive(offer(Run::Destroyed, 4, 0)),
-            Receipt::Contradicts
-        );
+        assert_eq!(standing.receive(offer(Run::Destroyed, 4, 0)), Receipt::Contradicts);
         assert_eq!(standing.target(), Some(Run::Running));
     }
 }

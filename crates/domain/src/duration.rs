@@ -24,9 +24,7 @@ pub enum Error {
 
 /// Reads `90s`, `15m`, `12h`, `7d`, `2w` as seconds.
 pub fn parse_duration_s(text: &str) -> Result<i64, Error> {
-    let unit_start = text
-        .find(|char: char| !char.is_ascii_digit())
-        .ok_or(Error::Duration)?;
+    let unit_start = text.find(|char: char| !char.is_ascii_digit()).ok_or(Error::Duration)?;
     let unit_s = match &text[unit_start..] {
         "s" => 1,
         "m" => 60,
@@ -36,10 +34,7 @@ pub fn parse_duration_s(text: &str) -> Result<i64, Error> {
         _ => return Err(Error::Duration),
     };
     let count: i64 = text[..unit_start].parse().map_err(|_| Error::Duration)?;
-    count
-        .checked_mul(unit_s)
-        .filter(|seconds| *seconds <= DURATION_S_MAX)
-        .ok_or(Error::Duration)
+    count.checked_mul(unit_s).filter(|seconds| *seconds <= DURATION_S_MAX).ok_or(Error::Duration)
 }
 
 /// Reads RFC 3339 with any offset.
@@ -76,9 +71,7 @@ impl Since {
         if let Ok(seconds) = parse_duration_s(text) {
             return Ok(Self::Ago { seconds });
         }
-        parse_moment_us(text)
-            .map(|us| Self::At { us })
-            .map_err(|_| Error::Since)
+        parse_moment_us(text).map(|us| Self::At { us }).map_err(|_| Error::Since)
     }
 
     pub fn start_us(self, now_us: i64) -> i64 {
@@ -111,16 +104,8 @@ impl Period {
         if !is_plain(year, 4) || !is_plain(month, 2) {
             return Err(Error::Period);
         }
-        let year = year
-            .parse()
-            .ok()
-            .filter(|year| *year >= 1970)
-            .ok_or(Error::Period)?;
-        let month = month
-            .parse()
-            .ok()
-            .filter(|month| (1..=12).contains(month))
-            .ok_or(Error::Period)?;
+        let year = year.parse().ok().filter(|year| *year >= 1970).ok_or(Error::Period)?;
+        let month = month.parse().ok().filter(|month| (1..=12).contains(month)).ok_or(Error::Period)?;
         Ok(Self::Month { year, month })
     }
 
@@ -134,11 +119,7 @@ impl Period {
                 (month_start_us(now.year(), u8::from(now.month())), now_us)
             }
             Self::Month { year, month } => {
-                let next = if month == 12 {
-                    (year + 1, 1)
-                } else {
-                    (year, month + 1)
-                };
+                let next = if month == 12 { (year + 1, 1) } else { (year, month + 1) };
                 (month_start_us(year, month), month_start_us(next.0, next.1))
             }
         }
@@ -147,9 +128,7 @@ impl Period {
 
 fn month_start_us(year: i32, month: u8) -> i64 {
     let date = Month::try_from(month).and_then(|month| time::Date::from_calendar_date(year, month, 1));
-    date.map_or(0, |date| {
-        date.midnight().assume_utc().unix_timestamp() * SECOND_US
-    })
+    date.map_or(0, |date| date.midnight().assume_utc().unix_timestamp() * SECOND_US)
 }
 
 #[cfg(test)]
@@ -161,14 +140,9 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, seconds) in [
-            ("7d", 604_800),
-            ("30d", 2_592_000),
-            ("90s", 90),
-            ("15m", 900),
-            ("12h", 43_200),
-            ("0s", 0),
-        ] {
+        for (text, seconds) in
+            [("7d", 604_800), ("30d", 2_592_000), ("90s", 90), ("15m", 900), ("12h", 43_200), ("0s", 0)]
+        {
             assert_eq!(parse_duration_s(text), Ok(seconds), "{text}");
         }
         for text in [
@@ -193,10 +167,7 @@ mod tests {
     fn moments() {
         assert_eq!(moment_text(NOW_US), "2026-11-25T12:00:00.000000Z");
         assert_eq!(parse_moment_us("2026-11-25T12:00:00Z"), Ok(NOW_US));
-        assert_eq!(
-            parse_moment_us("2026-11-25T14:00:00.000001+02:00"),
-            Ok(NOW_US + 1)
-        );
+        assert_eq!(parse_moment_us("2026-11-25T14:00:00.000001+02:00"), Ok(NOW_US + 1));
         for text in ["", "2026-11-25", "yesterday", "1795608000"] {
             assert!(parse_moment_us(text).is_err(), "{text}");
         }
@@ -206,10 +177,7 @@ mod tests {
 
     #[test]
     fn since_takes_both() {
-        assert_eq!(
-            Since::parse("7d").unwrap().start_us(NOW_US),
-            NOW_US - 604_800 * SECOND_US
-        );
+        assert_eq!(Since::parse("7d").unwrap().start_us(NOW_US), NOW_US - 604_800 * SECOND_US);
         assert_eq!(Since::parse("2026-11-25T12:00:00Z").unwrap().start_us(0), NOW_US);
         assert_eq!(Since::parse("soon"), Err(Error::Since));
     }
@@ -221,22 +189,11 @@ mod tests {
             (moment_text(start_us), moment_text(end_us))
         };
         let now = "2026-11-25T12:00:00.000000Z".to_owned();
-        assert_eq!(
-            span("7d"),
-            ("2026-11-18T12:00:00.000000Z".to_owned(), now.clone())
-        );
-        assert_eq!(
-            span("month-to-date"),
-            ("2026-11-01T00:00:00.000000Z".to_owned(), now)
-        );
-        let december = (
-            "2026-12-01T00:00:00.000000Z".to_owned(),
-            "2027-01-01T00:00:00.000000Z".to_owned(),
-        );
+        assert_eq!(span("7d"), ("2026-11-18T12:00:00.000000Z".to_owned(), now.clone()));
+        assert_eq!(span("month-to-date"), ("2026-11-01T00:00:00.000000Z".to_owned(), now));
+        let december = ("2026-12-01T00:00:00.000000Z".to_owned(), "2027-01-01T00:00:00.000000Z".to_owned());
         assert_eq!(span("2026-12"), december);
-        for text in [
-            "", "2026", "2026-13", "2026-00", "26-11", "2026-1", "1969-12", "+026-11", "year",
-        ] {
+        for text in ["", "2026", "2026-13", "2026-00", "26-11", "2026-1", "1969-12", "+026-11", "year"] {
             assert_eq!(Period::parse(text), Err(Error::Period), "{text}");
         }
     }

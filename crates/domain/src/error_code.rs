@@ -124,16 +124,8 @@ mod tests {
     fn the_table_is_golden() {
         let mut table = String::from("code | status | sdk class | retryable | what to do\n");
         for code in Code::ALL {
-            let Meaning {
-                text,
-                status,
-                sdk_class,
-                retryable,
-                advice,
-            } = code.meaning();
-            table.push_str(&format!(
-                "{text} | {status} | {sdk_class} | {retryable} | {advice}\n"
-            ));
+            let Meaning { text, status, sdk_class, retryable, advice } = code.meaning();
+            table.push_str(&format!("{text} | {status} | {sdk_class} | {retryable} | {advice}\n"));
         }
         let golden = include_str!("../tests/golden/error_codes.txt");
         assert!(
@@ -145,13 +137,7 @@ mod tests {
     #[test]
     fn statuses_and_classes_agree() {
         for code in Code::ALL {
-            let Meaning {
-                text,
-                status,
-                sdk_class,
-                retryable,
-                advice,
-            } = code.meaning();
+            let Meaning { text, status, sdk_class, retryable, advice } = code.meaning();
             assert!((400..600).contains(&status) && !advice.is_empty());
             // The SDK retries these by itself: they must not be the answer to something that stays wrong.
             if matches!(status, 429 | 500) {
@@ -165,12 +151,7 @@ mod tests {
     #[test]
     fn classes_by_status_are_the_sdks() {
         for code in Code::ALL {
-            let Meaning {
-                text,
-                status,
-                sdk_class,
-                ..
-            } = code.meaning();
+            let Meaning { text, status, sdk_class, .. } = code.meaning();
             // The spellings that the SDK maps by themselves; all others get the class of their status.
             let is_mapped = text.bytes().any(|byte| byte.is_ascii_uppercase()) || text == "no_ready_machine";
             let by_status = match status {
@@ -184,10 +165,7 @@ mod tests {
                 500.. => "ServerError",
                 _ => "MiosaError",
             };
-            assert!(
-                is_mapped || sdk_class == by_status,
-                "{text}: {sdk_class}, by status {by_status}"
-            );
+            assert!(is_mapped || sdk_class == by_status, "{text}: {sdk_class}, by status {by_status}");
         }
     }
 }

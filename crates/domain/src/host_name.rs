@@ -63,16 +63,9 @@ impl Host {
         if ends_in_number(name) {
             let address = Ipv4Addr::from_str(name).map_err(|_| Error::Ambiguous)?;
             // A full-width or otherwise disguised address is nobody's honest spelling.
-            return if text.is_ascii() {
-                Ok(Self::from(IpAddr::V4(address)))
-            } else {
-                Err(Error::Ambiguous)
-            };
+            return if text.is_ascii() { Ok(Self::from(IpAddr::V4(address))) } else { Err(Error::Ambiguous) };
         }
-        Ok(Self {
-            text: name.to_owned(),
-            address: None,
-        })
+        Ok(Self { text: name.to_owned(), address: None })
     }
 
     /// Reads `host`, `host:port`, `[v6]` or `[v6]:port`. User information is refused.
@@ -121,10 +114,7 @@ impl Host {
 
 impl From<IpAddr> for Host {
     fn from(address: IpAddr) -> Self {
-        Self {
-            text: address.to_string(),
-            address: Some(address),
-        }
+        Self { text: address.to_string(), address: Some(address) }
     }
 }
 
@@ -135,9 +125,7 @@ fn parse_ipv6(text: &str) -> Result<Host, Error> {
         _ => return Err(Error::Character),
     };
     // Rust's parser knows no zone ids, so "fe80::1%eth0" ends here.
-    Ipv6Addr::from_str(inner)
-        .map(|address| Host::from(IpAddr::V6(address)))
-        .map_err(|_| Error::Character)
+    Ipv6Addr::from_str(inner).map(|address| Host::from(IpAddr::V6(address))).map_err(|_| Error::Character)
 }
 
 fn parse_port(text: &str) -> Result<u16, Error> {
@@ -157,18 +145,14 @@ fn to_ascii(text: &str) -> Result<String, Error> {
 }
 
 fn has_punycode(text: &str) -> bool {
-    text.split('.')
-        .any(|label| label.len() >= 4 && label.as_bytes()[..4].eq_ignore_ascii_case(b"xn--"))
+    text.split('.').any(|label| label.len() >= 4 && label.as_bytes()[..4].eq_ignore_ascii_case(b"xn--"))
 }
 
 fn check_name(name: &str) -> Result<(), Error> {
     if name.is_empty() {
         return Err(Error::Empty);
     }
-    if !name
-        .bytes()
-        .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.'))
-    {
+    if !name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.')) {
         return Err(Error::Character);
     }
     if name.len() > NAME_BYTES_MAX {
@@ -189,9 +173,8 @@ fn check_name(name: &str) -> Result<(), Error> {
 fn ends_in_number(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     let is_decimal = last.bytes().all(|byte| byte.is_ascii_digit());
-    let is_hex = last
-        .strip_prefix("0x")
-        .is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let is_hex =
+        last.strip_prefix("0x").is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_hexdigit()));
     is_decimal || is_hex
 }
 
@@ -220,10 +203,7 @@ impl Pattern {
         match self {
             Self::Exact(exact) => exact == host,
             Self::Below(suffix) => {
-                let head = host
-                    .text
-                    .strip_suffix(&suffix.text)
-                    .and_then(|head| head.strip_suffix('.'));
+                let head = host.text.strip_suffix(&suffix.text).and_then(|head| head.strip_suffix('.'));
                 host.is_name() && head.is_some_and(|head| !head.is_empty())
             }
         }

@@ -14,10 +14,7 @@ use ulid::Ulid;
 pub enum Error {
     /// The text starts with another prefix, or with none.
     #[error("an id of kind {kind} starts with \"{prefix}\"")]
-    Prefix {
-        kind: &'static str,
-        prefix: &'static str,
-    },
+    Prefix { kind: &'static str, prefix: &'static str },
     /// What follows the prefix is not a canonical lower-case ULID.
     #[error("an id of kind {kind} ends in a lower-case ULID of {ULID_TEXT_BYTES} characters")]
     Body { kind: &'static str },
@@ -51,13 +48,8 @@ pub fn parse_ulid(text: &str) -> Option<Ulid> {
 }
 
 fn parse<T: Id>(text: &str) -> Result<T, Error> {
-    let body = text.strip_prefix(T::PREFIX).ok_or(Error::Prefix {
-        kind: T::KIND,
-        prefix: T::PREFIX,
-    })?;
-    parse_ulid(body)
-        .map(T::from_ulid)
-        .ok_or(Error::Body { kind: T::KIND })
+    let body = text.strip_prefix(T::PREFIX).ok_or(Error::Prefix { kind: T::KIND, prefix: T::PREFIX })?;
+    parse_ulid(body).map(T::from_ulid).ok_or(Error::Body { kind: T::KIND })
 }
 
 fn serialize<T: Id, S: Serializer>(id: &T, serializer: S) -> Result<S::Ok, S::Error> {
@@ -217,22 +209,13 @@ mod tests {
         assert_eq!(id.to_string(), "sbx_01d39zy06fgsctvn4t2v9pkhfz");
         assert_eq!(format!("{id:?}"), "sbx_01d39zy06fgsctvn4t2v9pkhfz");
         assert_eq!(id.ulid_text(), "01d39zy06fgsctvn4t2v9pkhfz");
-        assert_eq!(
-            serde_json::to_string(&id).unwrap(),
-            "\"sbx_01d39zy06fgsctvn4t2v9pkhfz\""
-        );
-        assert_eq!(
-            serde_json::from_str::<SandboxId>("\"sbx_01d39zy06fgsctvn4t2v9pkhfz\"").unwrap(),
-            id
-        );
+        assert_eq!(serde_json::to_string(&id).unwrap(), "\"sbx_01d39zy06fgsctvn4t2v9pkhfz\"");
+        assert_eq!(serde_json::from_str::<SandboxId>("\"sbx_01d39zy06fgsctvn4t2v9pkhfz\"").unwrap(), id);
     }
 
     #[test]
     fn refusals_say_what_is_wrong() {
-        let prefix = Error::Prefix {
-            kind: "sandbox",
-            prefix: "sbx_",
-        };
+        let prefix = Error::Prefix { kind: "sandbox", prefix: "sbx_" };
         let body = Error::Body { kind: "sandbox" };
         for (text, error) in [
             ("", &prefix),
@@ -254,10 +237,7 @@ mod tests {
     fn no_prefix_begins_another() {
         for (index, (_, one)) in KINDS.iter().enumerate() {
             for (_, other) in &KINDS[index + 1..] {
-                assert!(
-                    !one.starts_with(other) && !other.starts_with(one),
-                    "{one} {other}"
-                );
+                assert!(!one.starts_with(other) && !other.starts_with(one), "{one} {other}");
             }
         }
     }

@@ -62,10 +62,7 @@ impl State {
 
     /// Nothing happens until somebody asks: no guest runs and none is being started or ended.
     pub const fn is_resting(self) -> bool {
-        matches!(
-            self,
-            Self::Paused | Self::Stopped | Self::Destroyed | Self::Failed
-        )
+        matches!(self, Self::Paused | Self::Stopped | Self::Destroyed | Self::Failed)
     }
 
     /// On its way to another state.
@@ -109,11 +106,7 @@ impl State {
 
     /// The state after the change, or why it is refused.
     pub const fn become_state(self, to: Self) -> Result<Self, Illegal> {
-        if self.may_become(to) {
-            Ok(to)
-        } else {
-            Err(Illegal { from: self, to })
-        }
+        if self.may_become(to) { Ok(to) } else { Err(Illegal { from: self, to }) }
     }
 }
 
@@ -123,45 +116,24 @@ mod tests {
 
     /// The whole table, one row per state: what may follow it, itself included.
     const TABLE: &[(State, &str)] = &[
-        (
-            State::Creating,
-            "creating running stopping stopped destroying destroyed failed",
-        ),
+        (State::Creating, "creating running stopping stopped destroying destroyed failed"),
         (State::Running, "running pausing stopping destroying failed"),
-        (
-            State::Pausing,
-            "running pausing paused stopping destroying failed",
-        ),
-        (
-            State::Paused,
-            "paused resuming stopping stopped destroying destroyed failed",
-        ),
-        (
-            State::Resuming,
-            "running paused resuming stopping destroying failed",
-        ),
+        (State::Pausing, "running pausing paused stopping destroying failed"),
+        (State::Paused, "paused resuming stopping stopped destroying destroyed failed"),
+        (State::Resuming, "running paused resuming stopping destroying failed"),
         (State::Stopping, "stopping stopped destroying failed"),
-        (
-            State::Stopped,
-            "creating resuming stopped destroying destroyed failed",
-        ),
+        (State::Stopped, "creating resuming stopped destroying destroyed failed"),
         (State::Destroying, "destroying destroyed"),
         (State::Destroyed, "destroyed"),
-        (
-            State::Failed,
-            "creating resuming stopped destroying destroyed failed",
-        ),
+        (State::Failed, "creating resuming stopped destroying destroyed failed"),
     ];
 
     #[test]
     fn the_table_is_what_it_says() {
         assert_eq!(TABLE.len(), State::ALL.len());
         for (from, allowed) in TABLE {
-            let found: Vec<_> = State::ALL
-                .iter()
-                .filter(|to| from.may_become(**to))
-                .map(|to| to.text())
-                .collect();
+            let found: Vec<_> =
+                State::ALL.iter().filter(|to| from.may_become(**to)).map(|to| to.text()).collect();
             assert_eq!(found.join(" "), *allowed, "from {from}");
         }
     }
@@ -186,11 +158,6 @@ mod tests {
         }
         assert_eq!(State::Failed.public_text(), "error");
         let error = "up".parse::<State>().unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("state is not one of: creating, running"),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("state is not one of: creating, running"), "{error}");
     }
 }

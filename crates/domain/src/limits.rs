@@ -49,10 +49,7 @@ pub const fn is_publishable_port(port: u16) -> bool {
 
 /// Whether a text can be the name of an environment variable everywhere.
 pub fn is_environment_name(text: &str) -> bool {
-    let starts_well = text
-        .bytes()
-        .next()
-        .is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    let starts_well = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     starts_well && text.len() <= ENVIRONMENT_NAME_BYTES_MAX && text.bytes().all(is_allowed)
 }

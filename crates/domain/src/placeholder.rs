@@ -41,10 +41,7 @@ pub struct Format {
 
 impl Default for Format {
     fn default() -> Self {
-        Self {
-            marker: DEFAULT_MARKER.to_owned(),
-            generic_prefix: presets::GENERIC_PREFIX.to_owned(),
-        }
+        Self { marker: DEFAULT_MARKER.to_owned(), generic_prefix: presets::GENERIC_PREFIX.to_owned() }
     }
 }
 
@@ -66,10 +63,7 @@ impl Format {
         if generic_prefix.len() > PREFIX_BYTES_MAX || !generic_prefix.bytes().all(is_allowed) {
             return Err(Error::Prefix);
         }
-        Ok(Self {
-            marker: marker.to_owned(),
-            generic_prefix: generic_prefix.to_owned(),
-        })
+        Ok(Self { marker: marker.to_owned(), generic_prefix: generic_prefix.to_owned() })
     }
 
     /// The placeholder of a logical key; `digest` is the HMAC over (lineage, logical key).
@@ -109,15 +103,9 @@ impl Format {
             let offset = rest.windows(marker.len()).position(|window| window == marker)?;
             let at = start + offset;
             let body = at + marker.len()..at + length;
-            if text
-                .get(body.clone())
-                .is_some_and(|body| body.iter().all(u8::is_ascii_alphanumeric))
-            {
+            if text.get(body.clone()).is_some_and(|body| body.iter().all(u8::is_ascii_alphanumeric)) {
                 let prefix = self.prefix_length(&text[from..at]);
-                return Some(Found {
-                    range: at - prefix..at + length,
-                    body,
-                });
+                return Some(Found { range: at - prefix..at + length, body });
             }
             start = at + 1;
         }
@@ -159,19 +147,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn ranges(text: &str) -> Vec<&str> {
-        Format::default()
-            .find_in(text.as_bytes())
-            .map(|found| &text[found.range])
-            .collect()
+        Format::default().find_in(text.as_bytes()).map(|found| &text[found.range]).collect()
     }
 
     #[test]
     fn forms() {
         let format = Format::default();
-        assert_eq!(
-            format.compose("OPENAI_API_KEY", &[0; 32]),
-            format!("sk-proj-MIOSA{}", "0".repeat(43))
-        );
+        assert_eq!(format.compose("OPENAI_API_KEY", &[0; 32]), format!("sk-proj-MIOSA{}", "0".repeat(43)));
         assert_eq!(format.compose("EHR_API_KEY", &[0xff; 32]).len(), 10 + 5 + 43);
         assert!(Format::new("abc", "x-").is_err() && Format::new("a b c", "x-").is_err());
         assert!(Format::new("ACME1", "acme tok").is_err());
@@ -185,15 +167,9 @@ mod tests {
         let openai = format.compose("OPENAI_API_KEY", &[1; 32]);
         let ehr = format.compose("EHR_API_KEY", &[2; 32]);
         assert_eq!(ranges(&format!("Bearer {openai}")), [openai.as_str()]);
-        assert_eq!(
-            ranges(&format!("user:{ehr}\n{openai}{ehr}")),
-            [ehr.as_str(), &openai, &ehr]
-        );
+        assert_eq!(ranges(&format!("user:{ehr}\n{openai}{ehr}")), [ehr.as_str(), &openai, &ehr]);
         // An unknown prefix is left out; the placeholder is recognised all the same.
-        assert_eq!(
-            ranges(&format!("zz{}", &openai["sk-proj-".len()..])),
-            [&openai["sk-proj-".len()..]]
-        );
+        assert_eq!(ranges(&format!("zz{}", &openai["sk-proj-".len()..])), [&openai["sk-proj-".len()..]]);
         assert_eq!(ranges("MIOSA is a name, MIOSAMIOSA too"), Vec::<&str>::new());
         assert_eq!(ranges(&openai[..openai.len() - 1]), Vec::<&str>::new());
         assert_eq!(format.body_of(&openai), Some(&openai[13..]));

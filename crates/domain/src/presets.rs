@@ -18,14 +18,8 @@ pub struct Preset {
 }
 
 /// Headers that may carry any secret, in lower case. `authorization` covers bearer, token and basic credentials.
-pub const DEFAULT_SLOTS: &[&str] = &[
-    "authorization",
-    "x-api-key",
-    "api-key",
-    "x-goog-api-key",
-    "private-token",
-    "proxy-authorization",
-];
+pub const DEFAULT_SLOTS: &[&str] =
+    &["authorization", "x-api-key", "api-key", "x-goog-api-key", "private-token", "proxy-authorization"];
 
 /// Prefix of placeholders of names that are not in the catalogue.
 pub const GENERIC_PREFIX: &str = "miosa-tok-";
@@ -112,23 +106,13 @@ mod tests {
         assert!(CATALOGUE.windows(2).all(|pair| pair[0].name < pair[1].name));
         for preset in CATALOGUE {
             for host in preset.hosts {
-                assert!(
-                    Pattern::parse(host).is_ok_and(|pattern| pattern.to_string() == *host),
-                    "{host}"
-                );
+                assert!(Pattern::parse(host).is_ok_and(|pattern| pattern.to_string() == *host), "{host}");
             }
             for slot in preset.slots {
-                assert!(
-                    !DEFAULT_SLOTS.contains(slot) && *slot == slot.to_ascii_lowercase(),
-                    "{slot}"
-                );
+                assert!(!DEFAULT_SLOTS.contains(slot) && *slot == slot.to_ascii_lowercase(), "{slot}");
             }
             let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-            assert!(
-                preset.placeholder_prefix.bytes().all(is_allowed),
-                "{}",
-                preset.name
-            );
+            assert!(preset.placeholder_prefix.bytes().all(is_allowed), "{}", preset.name);
         }
     }
 

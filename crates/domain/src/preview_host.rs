@@ -77,10 +77,7 @@ impl PreviewHost {
             PREVIEW_LABEL => Target::Key(Key::parse(label)?),
             _ => return None,
         };
-        Some(Self {
-            target,
-            domain: Host::parse(domain).ok().filter(Host::is_name)?,
-        })
+        Some(Self { target, domain: Host::parse(domain).ok().filter(Host::is_name)? })
     }
 }
 
@@ -89,10 +86,7 @@ fn find_port_and_slug(label: &str) -> Option<Target> {
     let (digits, slug) = label.split_once('-')?;
     let is_canonical = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0');
     let port = digits.parse().ok().filter(|_| is_canonical)?;
-    Some(Target::Port {
-        port,
-        slug: Slug::parse(slug).ok()?,
-    })
+    Some(Target::Port { port, slug: Slug::parse(slug).ok()? })
 }
 
 impl fmt::Display for PreviewHost {
@@ -106,10 +100,7 @@ impl fmt::Display for PreviewHost {
 
 /// The wildcard names a certificate for a preview domain must cover.
 pub fn wildcard_names(domain: &Host) -> [String; 2] {
-    [
-        format!("*.{SANDBOX_LABEL}.{domain}"),
-        format!("*.{PREVIEW_LABEL}.{domain}"),
-    ]
+    [format!("*.{SANDBOX_LABEL}.{domain}"), format!("*.{PREVIEW_LABEL}.{domain}")]
 }
 
 #[cfg(test)]
@@ -132,10 +123,7 @@ mod tests {
     fn the_seed_forms() {
         let named = find("3000-brand-refresh-2026.sandbox.opendesigns.ai").unwrap();
         assert_eq!(named.domain.as_str(), "opendesigns.ai");
-        assert_eq!(
-            named.to_string(),
-            "3000-brand-refresh-2026.sandbox.opendesigns.ai"
-        );
+        assert_eq!(named.to_string(), "3000-brand-refresh-2026.sandbox.opendesigns.ai");
         let keyed = find("abc12345.preview.miosa.app").unwrap();
         assert_eq!(keyed.target, Target::Key(Key::parse("abc12345").unwrap()));
         assert!(find("8080-x.sandbox.localhost").is_some());

@@ -58,35 +58,15 @@ pub struct Exceeded {
 /// Whether a subject may have `added` on top of what it has.
 pub fn check(subject: SubjectKind, limits: &Limits, current: &Load, added: &Load) -> Result<(), Exceeded> {
     for (quota, limit, current, added) in [
-        (
-            "max_sandboxes",
-            limits.max_sandboxes,
-            current.sandboxes,
-            added.sandboxes,
-        ),
-        (
-            "max_concurrent",
-            limits.max_concurrent,
-            current.concurrent,
-            added.concurrent,
-        ),
+        ("max_sandboxes", limits.max_sandboxes, current.sandboxes, added.sandboxes),
+        ("max_concurrent", limits.max_concurrent, current.concurrent, added.concurrent),
         ("max_vcpus", limits.max_vcpus, current.vcpus, added.vcpus),
-        (
-            "max_memory_mb",
-            limits.max_memory_mb,
-            current.memory_mb,
-            added.memory_mb,
-        ),
+        ("max_memory_mb", limits.max_memory_mb, current.memory_mb, added.memory_mb),
     ] {
         // Who is over a lowered limit may still do what adds nothing to it.
         match limit {
             Some(limit) if added > 0 && current.saturating_add(added) > limit => {
-                return Err(Exceeded {
-                    subject,
-                    quota,
-                    limit,
-                    current,
-                });
+                return Err(Exceeded { subject, quota, limit, current });
             }
             _ => {}
         }
@@ -101,31 +81,12 @@ mod tests {
 
     #[test]
     fn names_the_limit_that_is_passed() {
-        let limits = Limits {
-            max_sandboxes: Some(5),
-            max_concurrent: Some(2),
-            ..Limits::default()
-        };
-        let current = Load {
-            sandboxes: 4,
-            concurrent: 2,
-            ..Load::default()
-        };
-        let one = Load {
-            sandboxes: 1,
-            concurrent: 1,
-            vcpus: 1,
-            memory_mb: 256,
-        };
+        let limits = Limits { max_sandboxes: Some(5), max_concurrent: Some(2), ..Limits::default() };
+        let current = Load { sandboxes: 4, concurrent: 2, ..Load::default() };
+        let one = Load { sandboxes: 1, concurrent: 1, vcpus: 1, memory_mb: 256 };
         let exceeded = check(SubjectKind::ExternalUser, &limits, &current, &one).unwrap_err();
-        assert_eq!(
-            (exceeded.quota, exceeded.limit, exceeded.current),
-            ("max_concurrent", 2, 2)
-        );
-        assert_eq!(
-            exceeded.to_string(),
-            "max_concurrent of the external_user is 2, 2 are in use"
-        );
+        assert_eq!((exceeded.quota, exceeded.limit, exceeded.current), ("max_concurrent", 2, 2));
+        assert_eq!(exceeded.to_string(), "max_concurrent of the external_user is 2, 2 are in use");
     }
 
     proptest! {

@@ -138,10 +138,7 @@ pub fn resolve<'a>(
     for step in Step::ALL {
         match take_step(*step, asker, candidates, switch, now_us) {
             Ok(candidate) => {
-                return Resolution {
-                    found: Some((*step, candidate)),
-                    skipped,
-                };
+                return Resolution { found: Some((*step, candidate)), skipped };
             }
             Err(reason) => skipped.push((*step, reason)),
         }
@@ -159,9 +156,7 @@ fn take_step<'a>(
     if is_blank(step, asker) {
         return Err(Skipped::Blank);
     }
-    let matching = candidates
-        .iter()
-        .filter(|candidate| matches_step(step, asker, candidate));
+    let matching = candidates.iter().filter(|candidate| matches_step(step, asker, candidate));
     let mut reason = Skipped::Absent;
     for candidate in matching {
         match usable(step, candidate, switch, now_us) {
@@ -209,10 +204,7 @@ fn usable(step: Step, candidate: &Candidate, switch: EndUserCredentials, now_us:
         Err(Skipped::SwitchedOff)
     } else if !candidate.enabled {
         Err(Skipped::Disabled)
-    } else if candidate
-        .expires_us
-        .is_some_and(|expires_us| expires_us <= now_us)
-    {
+    } else if candidate.expires_us.is_some_and(|expires_us| expires_us <= now_us) {
         Err(Skipped::Expired)
     } else {
         Ok(())

@@ -64,11 +64,7 @@ impl Size {
             Self::Large => (8, 16_384, 40_960),
             Self::Xl => (16, 32_768, 81_920),
         };
-        Geometry {
-            vcpus,
-            memory_mib,
-            disk_mib,
-        }
+        Geometry { vcpus, memory_mib, disk_mib }
     }
 }
 
@@ -106,11 +102,7 @@ impl Geometry {
                 let fits =
                     |size: &&Size| size.geometry().vcpus >= vcpus && size.geometry().memory_mib >= memory_mib;
                 let size = Size::ALL.iter().find(fits).copied().unwrap_or(Size::Xl);
-                Self {
-                    vcpus,
-                    memory_mib,
-                    disk_mib: size.geometry().disk_mib,
-                }
+                Self { vcpus, memory_mib, disk_mib: size.geometry().disk_mib }
             }
             (None, _, _) => return Err(Error::Incomplete),
         };
@@ -118,21 +110,13 @@ impl Geometry {
             || memory_mib.is_some_and(|memory_mib| memory_mib != base.memory_mib);
         match size {
             Some(size) if differs => Err(Error::Contradiction { size }),
-            _ => Self {
-                disk_mib: disk_mib.unwrap_or(base.disk_mib),
-                ..base
-            }
-            .check(),
+            _ => Self { disk_mib: disk_mib.unwrap_or(base.disk_mib), ..base }.check(),
         }
     }
 }
 
 pub fn check_timeout_s(timeout_s: u32) -> Result<u32, Error> {
-    if (1..=TIMEOUT_S_MAX).contains(&timeout_s) {
-        Ok(timeout_s)
-    } else {
-        Err(Error::Timeout(timeout_s))
-    }
+    if (1..=TIMEOUT_S_MAX).contains(&timeout_s) { Ok(timeout_s) } else { Err(Error::Timeout(timeout_s)) }
 }
 
 #[cfg(test)]
@@ -165,61 +149,25 @@ mod tests {
     fn what_a_create_call_may_say() {
         let xs = Size::Xs.geometry();
         assert_eq!(Geometry::choose(None, None, None, None), Ok(xs));
-        assert_eq!(
-            Geometry::choose(Some(Size::Large), None, None, None),
-            Ok(Size::Large.geometry())
-        );
-        assert_eq!(
-            Geometry::choose(Some(Size::Xs), Some(1), Some(2048), None),
-            Ok(xs)
-        );
-        let small_test = Geometry {
-            vcpus: 1,
-            memory_mib: 256,
-            disk_mib: 512,
-        };
-        assert_eq!(
-            Geometry::choose(None, Some(1), Some(256), Some(512)),
-            Ok(small_test)
-        );
-        assert_eq!(
-            Geometry::choose(None, Some(4), Some(4096), None)
-                .unwrap()
-                .disk_mib,
-            20_480
-        );
-        assert_eq!(
-            Geometry::choose(None, None, None, Some(2_000)).unwrap().disk_mib,
-            2_000
-        );
+        assert_eq!(Geometry::choose(Some(Size::Large), None, None, None), Ok(Size::Large.geometry()));
+        assert_eq!(Geometry::choose(Some(Size::Xs), Some(1), Some(2048), None), Ok(xs));
+        let small_test = Geometry { vcpus: 1, memory_mib: 256, disk_mib: 512 };
+        assert_eq!(Geometry::choose(None, Some(1), Some(256), Some(512)), Ok(small_test));
+        assert_eq!(Geometry::choose(None, Some(4), Some(4096), None).unwrap().disk_mib, 20_480);
+        assert_eq!(Geometry::choose(None, None, None, Some(2_000)).unwrap().disk_mib, 2_000);
     }
 
     #[test]
     fn what_it_may_not() {
-        assert_eq!(
-            Geometry::choose(None, Some(1), None, None),
-            Err(Error::Incomplete)
-        );
+        assert_eq!(Geometry::choose(None, Some(1), None, None), Err(Error::Incomplete));
         assert_eq!(
             Geometry::choose(Some(Size::Xs), Some(2), None, None),
             Err(Error::Contradiction { size: Size::Xs })
         );
-        assert_eq!(
-            Geometry::choose(None, Some(0), Some(256), None),
-            Err(Error::Vcpus(0))
-        );
-        assert_eq!(
-            Geometry::choose(None, Some(33), Some(256), None),
-            Err(Error::Vcpus(33))
-        );
-        assert_eq!(
-            Geometry::choose(None, Some(1), Some(64), None),
-            Err(Error::Memory(64))
-        );
-        assert_eq!(
-            Geometry::choose(None, Some(1), Some(256), Some(1)),
-            Err(Error::Disk(1))
-        );
+        assert_eq!(Geometry::choose(None, Some(0), Some(256), None), Err(Error::Vcpus(0)));
+        assert_eq!(Geometry::choose(None, Some(33), Some(256), None), Err(Error::Vcpus(33)));
+        assert_eq!(Geometry::choose(None, Some(1), Some(64), None), Err(Error::Memory(64)));
+        assert_eq!(Geometry::choose(None, Some(1), Some(256), Some(1)), Err(Error::Disk(1)));
         assert_eq!(check_timeout_s(0), Err(Error::Timeout(0)));
         assert_eq!(check_timeout_s(86_400), Ok(86_400));
     }

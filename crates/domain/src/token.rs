@@ -118,10 +118,7 @@ pub struct Parts<'a> {
 
 impl std::fmt::Debug for Parts<'_> {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Parts")
-            .field("kind", &self.kind)
-            .field("tid", &self.tid)
-            .finish_non_exhaustive()
+        out.debug_struct("Parts").field("kind", &self.kind).field("tid", &self.tid).finish_non_exhaustive()
     }
 }
 
@@ -141,15 +138,12 @@ pub fn split<'a>(text: &'a str, brand: &str) -> Option<Parts<'a>> {
     if text.len() > TOKEN_BYTES_MAX {
         return None;
     }
-    let (kind, rest) = Kind::ALL
-        .iter()
-        .find_map(|kind| Some((*kind, text.strip_prefix(kind.prefix(brand).as_str())?)))?;
+    let (kind, rest) =
+        Kind::ALL.iter().find_map(|kind| Some((*kind, text.strip_prefix(kind.prefix(brand).as_str())?)))?;
     let (tid, jwt) = rest.split_once('.')?;
     let is_base64url = |part: &str| {
         !part.is_empty()
-            && part
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
     };
     (is_tid(tid) && jwt.split('.').count() == 3 && jwt.split('.').all(is_base64url)).then_some(Parts {
         kind,
@@ -160,10 +154,7 @@ pub fn split<'a>(text: &'a str, brand: &str) -> Option<Parts<'a>> {
 
 /// The part of a token that may be shown and logged.
 pub fn shown_prefix(token: &str) -> &str {
-    let end = token
-        .char_indices()
-        .nth(SHOWN_BYTES)
-        .map_or(token.len(), |(index, _)| index);
+    let end = token.char_indices().nth(SHOWN_BYTES).map_or(token.len(), |(index, _)| index);
     &token[..end]
 }
 
@@ -220,11 +211,7 @@ impl Claims {
         if self.generation < expected.generation {
             return Err(Refusal::Revoked);
         }
-        if self.scopes.contains(&expected.scope) {
-            Ok(())
-        } else {
-            Err(Refusal::Scope)
-        }
+        if self.scopes.contains(&expected.scope) { Ok(()) } else { Err(Refusal::Scope) }
     }
 
     /// The part of the judgement that changes while a connection is open.
@@ -279,11 +266,7 @@ mod tests {
         }
     }
 
-    const PARTS: Parts<'_> = Parts {
-        kind: Kind::Preview,
-        tid: TID,
-        jwt: "a.b.c",
-    };
+    const PARTS: Parts<'_> = Parts { kind: Kind::Preview, tid: TID, jwt: "a.b.c" };
 
     #[test]
     fn dec_03_the_shown_prefix_tells_tokens_apart() {
@@ -292,11 +275,7 @@ mod tests {
         assert_eq!(shown_prefix(&token), "miosa_pv_Ab3");
         assert_eq!(
             split(&token, "miosa"),
-            Some(Parts {
-                kind: Kind::Preview,
-                tid: TID,
-                jwt: "eyJh.eyJp.c2ln"
-            })
+            Some(Parts { kind: Kind::Preview, tid: TID, jwt: "eyJh.eyJp.c2ln" })
         );
         assert!(!format!("{:?}", split(&token, "miosa")).contains("c2ln"));
     }
@@ -319,12 +298,7 @@ mod tests {
         ] {
             assert_eq!(split(text, "miosa"), None, "{text}");
         }
-        let long = compose(
-            Kind::Preview,
-            "miosa",
-            TID,
-            &format!("a.{}.c", "b".repeat(TOKEN_BYTES_MAX)),
-        );
+        let long = compose(Kind::Preview, "miosa", TID, &format!("a.{}.c", "b".repeat(TOKEN_BYTES_MAX)));
         assert_eq!(split(&long, "miosa"), None);
     }
 
@@ -337,54 +311,24 @@ mod tests {
         };
         assert_eq!(refusal(&|_| {}), None);
         assert_eq!(refusal(&|claims| claims.generation = 9), None);
-        assert_eq!(
-            refusal(&|claims| claims.tid = "Zz3dEf7h1J".into()),
-            Some(Refusal::Form)
-        );
-        assert_eq!(
-            refusal(&|claims| claims.typ = Kind::Terminal),
-            Some(Refusal::Form)
-        );
-        assert_eq!(
-            refusal(&|claims| claims.iss = "evil".into()),
-            Some(Refusal::Issuer)
-        );
-        assert_eq!(
-            refusal(&|claims| claims.aud = "api".into()),
-            Some(Refusal::Issuer)
-        );
-        assert_eq!(
-            refusal(&|claims| claims.tenant = "ten_2".into()),
-            Some(Refusal::Resource)
-        );
-        assert_eq!(
-            refusal(&|claims| claims.rid = "preview_B".into()),
-            Some(Refusal::Resource)
-        );
+        assert_eq!(refusal(&|claims| claims.tid = "Zz3dEf7h1J".into()), Some(Refusal::Form));
+        assert_eq!(refusal(&|claims| claims.typ = Kind::Terminal), Some(Refusal::Form));
+        assert_eq!(refusal(&|claims| claims.iss = "evil".into()), Some(Refusal::Issuer));
+        assert_eq!(refusal(&|claims| claims.aud = "api".into()), Some(Refusal::Issuer));
+        assert_eq!(refusal(&|claims| claims.tenant = "ten_2".into()), Some(Refusal::Resource));
+        assert_eq!(refusal(&|claims| claims.rid = "preview_B".into()), Some(Refusal::Resource));
         assert_eq!(refusal(&|claims| claims.generation = 2), Some(Refusal::Revoked));
-        assert_eq!(
-            refusal(&|claims| claims.scopes = vec![Scope::Terminal]),
-            Some(Refusal::Scope)
-        );
+        assert_eq!(refusal(&|claims| claims.scopes = vec![Scope::Terminal]), Some(Refusal::Scope));
         assert_eq!(refusal(&|claims| claims.exp = NOW_S), Some(Refusal::Expired));
-        assert_eq!(
-            refusal(&|claims| claims.exp = NOW_S + LIFETIME_S_MAX + 1),
-            Some(Refusal::Lifetime)
-        );
+        assert_eq!(refusal(&|claims| claims.exp = NOW_S + LIFETIME_S_MAX + 1), Some(Refusal::Lifetime));
         assert_eq!(refusal(&|claims| claims.nbf = NOW_S + CLOCK_SKEW_S), None);
-        assert_eq!(
-            refusal(&|claims| claims.nbf = NOW_S + CLOCK_SKEW_S + 1),
-            Some(Refusal::Early)
-        );
+        assert_eq!(refusal(&|claims| claims.nbf = NOW_S + CLOCK_SKEW_S + 1), Some(Refusal::Early));
     }
 
     #[test]
     fn claims_are_a_closed_set() {
         let json = serde_json::to_string(&claims()).unwrap();
-        assert!(
-            json.contains("\"gen\":3") && json.contains("\"typ\":\"preview\""),
-            "{json}"
-        );
+        assert!(json.contains("\"gen\":3") && json.contains("\"typ\":\"preview\""), "{json}");
         assert_eq!(serde_json::from_str::<Claims>(&json).unwrap(), claims());
         let with_more = json.replacen('{', "{\"admin\":true,", 1);
         assert!(serde_json::from_str::<Claims>(&with_more).is_err());

@@ -80,9 +80,7 @@ pub fn advance(from: &Reading, to: &Reading, allocation: Allocation, first_seq: 
     let mut start_us = from.at_us;
     let mut before = Amounts::default();
     while start_us < end_us {
-        let stop_us = end_us
-            .min(start_us + DELTA_US_MAX)
-            .min(hour_start(start_us) + HOUR_US);
+        let stop_us = end_us.min(start_us + DELTA_US_MAX).min(hour_start(start_us) + HOUR_US);
         let elapsed = (stop_us - from.at_us).unsigned_abs();
         // Rounding the running total, not each piece, makes the pieces sum up to the whole.
         let upto = whole.map(|total| share(total, elapsed, duration_us.unsigned_abs()));
@@ -96,11 +94,7 @@ pub fn advance(from: &Reading, to: &Reading, allocation: Allocation, first_seq: 
         start_us = stop_us;
     }
     let next_seq = first_seq + deltas.len() as u64;
-    Advance {
-        deltas,
-        next,
-        next_seq,
-    }
+    Advance { deltas, next, next_seq }
 }
 
 fn amounts_between(from: &Reading, to: &Reading, allocation: Allocation, duration_us: u64) -> Amounts {
@@ -212,38 +206,21 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    const XS: Allocation = Allocation {
-        vcpus: 1,
-        memory_mib: 2048,
-    };
+    const XS: Allocation = Allocation { vcpus: 1, memory_mib: 2048 };
 
     fn reading(at_us: i64, boottime_us: i64, cpu_us: u64) -> Reading {
-        Reading {
-            at_us,
-            boottime_us,
-            cpu_us,
-            memory_mib: 100,
-            ..Reading::default()
-        }
+        Reading { at_us, boottime_us, cpu_us, memory_mib: 100, ..Reading::default() }
     }
 
     #[test]
     fn a_minute_is_one_delta() {
         let from = reading(HOUR_US, 5_000_000, 1_000);
         let done = advance(&from, &reading(0, 65_000_000, 31_000), XS, 7);
-        let [delta] = done.deltas[..] else {
-            panic!("{:?}", done.deltas)
-        };
-        assert_eq!(
-            (delta.seq, delta.from_us, delta.to_us),
-            (7, HOUR_US, HOUR_US + DELTA_US_MAX)
-        );
+        let [delta] = done.deltas[..] else { panic!("{:?}", done.deltas) };
+        assert_eq!((delta.seq, delta.from_us, delta.to_us), (7, HOUR_US, HOUR_US + DELTA_US_MAX));
         assert_eq!(delta.amounts.vcpu_seconds(), 60.0);
         assert_eq!(delta.amounts.memory_gib_seconds(), 120.0);
-        assert_eq!(
-            (delta.amounts.cpu_used_us, delta.amounts.mem_used_mib_us),
-            (30_000, 100 * 60_000_000)
-        );
+        assert_eq!((delta.amounts.cpu_used_us, delta.amounts.mem_used_mib_us), (30_000, 100 * 60_000_000));
         assert_eq!((done.next.at_us, done.next_seq), (delta.to_us, 8));
     }
 
@@ -251,18 +228,11 @@ mod tests {
     fn an_hour_ends_a_delta() {
         let from = reading(2 * HOUR_US - 10_000_000, 0, 0);
         let done = advance(&from, &reading(0, 30_000_000, 3_000), XS, 1);
-        let spans: Vec<_> = done
-            .deltas
-            .iter()
-            .map(|delta| (delta.from_us, delta.to_us))
-            .collect();
+        let spans: Vec<_> = done.deltas.iter().map(|delta| (delta.from_us, delta.to_us)).collect();
         let hour = 2 * HOUR_US;
         assert_eq!(spans, [(hour - 10_000_000, hour), (hour, hour + 20_000_000)]);
         assert_eq!(
-            done.deltas
-                .iter()
-                .map(|delta| delta.amounts.cpu_used_us)
-                .collect::<Vec<_>>(),
+            done.deltas.iter().map(|delta| delta.amounts.cpu_used_us).collect::<Vec<_>>(),
             [1_000, 2_000]
         );
     }

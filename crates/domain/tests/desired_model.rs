@@ -48,13 +48,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let placement = Placement::Nowhere { epoch: 0 }.place(0).unwrap();
-        Self {
-            row: Row::new(Run::Running),
-            placement,
-            hosts: [None, None],
-            wire: Vec::new(),
-            commanded: 1,
-        }
+        Self { row: Row::new(Run::Running), placement, hosts: [None, None], wire: Vec::new(), commanded: 1 }
     }
 
     fn apply(&mut self, event: Event) {
@@ -77,11 +71,8 @@ impl World {
                 }
             }
             Event::SendReport(host) => {
-                self.wire.extend(
-                    self.hosts[host]
-                        .and_then(|standing| standing.report())
-                        .map(Message::Report),
-                );
+                self.wire
+                    .extend(self.hosts[host].and_then(|standing| standing.report()).map(Message::Report));
             }
             Event::GiveUp => self.placement = self.placement.give_up(),
             Event::SendFence => {
@@ -91,9 +82,7 @@ impl World {
             }
             Event::Place(host) => {
                 if let Some(next) = self.placement.place(host) {
-                    let Placement::On { epoch, .. } = next else {
-                        unreachable!("placed")
-                    };
+                    let Placement::On { epoch, .. } = next else { unreachable!("placed") };
                     self.placement = next;
                     self.row = self.row.replaced(epoch);
                     // What the former host decided last and never reported died with its placement.
@@ -128,11 +117,7 @@ impl World {
             Message::Report(report) => {
                 if let Adoption::Adopt(row) = self.row.decide_adoption(&report) {
                     let base = report.local.base_generation;
-                    assert!(
-                        base >= self.commanded,
-                        "{base} undoes the call of {}",
-                        self.commanded
-                    );
+                    assert!(base >= self.commanded, "{base} undoes the call of {}", self.commanded);
                     self.row = row;
                 }
             }
@@ -151,12 +136,7 @@ impl World {
     fn settle(&mut self) {
         self.wire.clear();
         for _ in 0..6 {
-            for event in [
-                Event::SendFence,
-                Event::SendOffer,
-                Event::SendReport(0),
-                Event::SendReport(1),
-            ] {
+            for event in [Event::SendFence, Event::SendOffer, Event::SendReport(0), Event::SendReport(1)] {
                 self.apply(event);
             }
             while let Some(message) = self.wire.pop() {

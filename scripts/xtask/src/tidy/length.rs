@@ -22,9 +22,7 @@ pub(super) fn check(source: &Source, scan: &Scan) -> Vec<Finding> {
     if source.is_test {
         return findings;
     }
-    let lines = (1..=source.text.lines().count())
-        .filter(|line| !scan.is_test_line(*line))
-        .count();
+    let lines = (1..=source.text.lines().count()).filter(|line| !scan.is_test_line(*line)).count();
     if lines > FILE_LINES_MAX {
         let message =
             format!("{lines} lines without tests, at most {FILE_LINES_MAX}: split it by what it owns");
@@ -49,12 +47,9 @@ pub(super) fn check_ratchet(tree: &Tree) -> Vec<Finding> {
             [word, ..] if word.starts_with('#') => {}
             [path, name, lines] => match lines.parse::<usize>() {
                 Ok(lines) => listed.push((path, name, lines, index + 1)),
-                Err(_) => findings.push(Finding::new(
-                    RATCHET,
-                    index + 1,
-                    "ratchet",
-                    "the length is no number",
-                )),
+                Err(_) => {
+                    findings.push(Finding::new(RATCHET, index + 1, "ratchet", "the length is no number"))
+                }
             },
             _ => findings.push(Finding::new(
                 RATCHET,
@@ -69,9 +64,8 @@ pub(super) fn check_ratchet(tree: &Tree) -> Vec<Finding> {
         for function in
             functions.filter(|function| !function.in_test && function.lines() > FUNCTION_LINES_MAX)
         {
-            let at = listed
-                .iter()
-                .position(|(path, name, ..)| *path == source.path && *name == function.name);
+            let at =
+                listed.iter().position(|(path, name, ..)| *path == source.path && *name == function.name);
             let allowed = at.map(|at| listed.swap_remove(at));
             let (name, lines, line) = (&function.name, function.lines(), function.first_line);
             match allowed {
@@ -117,14 +111,8 @@ mod tests {
         assert_eq!(findings("a/src/x.rs", &function(71)), ["2 function-length"]);
         assert_eq!(findings("a/tests/x.rs", &function(71)), Vec::<String>::new());
         let items = "const A: u8 = 1;\n".repeat(499);
-        assert_eq!(
-            findings("a/src/x.rs", &format!("//! X.\n{items}")),
-            Vec::<String>::new()
-        );
-        assert_eq!(
-            findings("a/src/x.rs", &format!("//! X.\n{items}const B: u8 = 1;\n")),
-            ["1 file-length"]
-        );
+        assert_eq!(findings("a/src/x.rs", &format!("//! X.\n{items}")), Vec::<String>::new());
+        assert_eq!(findings("a/src/x.rs", &format!("//! X.\n{items}const B: u8 = 1;\n")), ["1 file-length"]);
         let with_tests = format!("//! X.\n{items}#[cfg(test)]\nmod tests {{\n{items}}}\n");
         assert_eq!(findings("a/src/x.rs", &with_tests), Vec::<String>::new());
         let wide = format!("//! X.\n// {}\n", "w".repeat(118));
@@ -136,27 +124,12 @@ mod tests {
         let rules = |lines: usize, ratchet: &str| {
             let text = function(lines);
             let tree = Tree::of(&[("a/src/x.rs", &text), (RATCHET, ratchet)]);
-            check_ratchet(&tree)
-                .iter()
-                .map(|finding| finding.message.clone())
-                .collect::<Vec<_>>()
+            check_ratchet(&tree).iter().map(|finding| finding.message.clone()).collect::<Vec<_>>()
         };
         assert_eq!(rules(80, "# why\na/src/x.rs long 80\n"), Vec::<String>::new());
-        assert_eq!(
-            rules(81, "a/src/x.rs long 80\n"),
-            ["long grew from 80 to 81 lines"]
-        );
-        assert_eq!(
-            rules(79, "a/src/x.rs long 80\n"),
-            ["long shrank to 79 lines: write that down"]
-        );
-        assert_eq!(
-            rules(60, "a/src/x.rs long 80\n"),
-            ["long is not longer than allowed: remove it"]
-        );
-        assert_eq!(
-            rules(60, "a/src/x.rs long\n"),
-            ["a line is: path, function, length"]
-        );
+        assert_eq!(rules(81, "a/src/x.rs long 80\n"), ["long grew from 80 to 81 lines"]);
+        assert_eq!(rules(79, "a/src/x.rs long 80\n"), ["long shrank to 79 lines: write that down"]);
+        assert_eq!(rules(60, "a/src/x.rs long 80\n"), ["long is not longer than allowed: remove it"]);
+        assert_eq!(rules(60, "a/src/x.rs long\n"), ["a line is: path, function, length"]);
     }
 }

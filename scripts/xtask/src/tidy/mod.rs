@@ -29,12 +29,7 @@ pub(crate) struct Finding {
 
 impl Finding {
     fn new(path: &str, line: usize, rule: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            line,
-            rule,
-            message: message.into(),
-        }
+        Self { path: path.to_owned(), line, rule, message: message.into() }
     }
 }
 
@@ -43,20 +38,10 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     let mut findings = of_tree(&tree);
     findings.extend(dependency::check(&Graph::load(root)?));
     findings.sort();
-    for Finding {
-        path,
-        line,
-        rule,
-        message,
-    } in &findings
-    {
+    for Finding { path, line, rule, message } in &findings {
         eprintln!("{path}:{line}: {rule}: {message}");
     }
-    if findings.is_empty() {
-        Ok(())
-    } else {
-        bail!("{} findings", findings.len())
-    }
+    if findings.is_empty() { Ok(()) } else { bail!("{} findings", findings.len()) }
 }
 
 fn of_tree(tree: &Tree) -> Vec<Finding> {
@@ -85,10 +70,7 @@ mod tests {
         let tree = Tree::of(&[(path, text)]);
         let mut findings = of_tree(&tree);
         findings.sort();
-        findings
-            .iter()
-            .map(|finding| format!("{} {}", finding.line, finding.rule))
-            .collect()
+        findings.iter().map(|finding| format!("{} {}", finding.line, finding.rule)).collect()
     }
 
     #[test]

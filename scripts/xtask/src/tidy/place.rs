@@ -5,12 +5,8 @@ use super::scan::Scan;
 use super::source::Source;
 
 const UNSAFE_PLACES: &[&str] = &["agent/src/host/", "guest-init/src/sys", "guest-init/src/exec"];
-const PROCESS_PLACES: &[&str] = &[
-    "agent/src/host/",
-    "guest-init/src/exec",
-    "guest-init/src/sys",
-    "scripts/xtask/",
-];
+const PROCESS_PLACES: &[&str] =
+    &["agent/src/host/", "guest-init/src/exec", "guest-init/src/sys", "scripts/xtask/"];
 /// Where the clippy ban on dialling, resolving and starting processes may be lifted.
 const LIFTING_PLACES: &[&str] = &[
     "agent/src/host/",
@@ -40,23 +36,12 @@ pub(super) fn check(source: &Source, scan: &Scan) -> Vec<Finding> {
     let is_in = |places: &[&str]| places.iter().any(|place| source.path.starts_with(place));
     // `unsafe_code`, the lint's name, is another word.
     if !is_in(UNSAFE_PLACES) {
-        for word in scan
-            .find(&["unsafe"])
-            .filter(|word| !source.is_test && !word.in_test)
-        {
-            findings.push(Finding::new(
-                &source.path,
-                word.line,
-                "unsafe",
-                "unsafe code has its own places",
-            ));
+        for word in scan.find(&["unsafe"]).filter(|word| !source.is_test && !word.in_test) {
+            findings.push(Finding::new(&source.path, word.line, "unsafe", "unsafe code has its own places"));
         }
     }
     if !is_in(PROCESS_PLACES) {
-        for word in scan
-            .find(&["Command", ":", ":", "new"])
-            .filter(|word| !source.is_test && !word.in_test)
-        {
+        for word in scan.find(&["Command", ":", ":", "new"]).filter(|word| !source.is_test && !word.in_test) {
             let message = "processes are started by agent/host and guest-init/exec";
             findings.push(Finding::new(&source.path, word.line, "process", message));
         }
@@ -72,12 +57,7 @@ pub(super) fn check(source: &Source, scan: &Scan) -> Vec<Finding> {
     }
     let forbids = || scan.find(&["forbid", "(", "unsafe_code", ")"]).next().is_some();
     if FORBIDDING_ROOTS.contains(&source.path.as_str()) && !forbids() {
-        findings.push(Finding::new(
-            &source.path,
-            1,
-            "unsafe",
-            "this package has #![forbid(unsafe_code)]",
-        ));
+        findings.push(Finding::new(&source.path, 1, "unsafe", "this package has #![forbid(unsafe_code)]"));
     }
     findings
 }
@@ -109,10 +89,7 @@ mod tests {
     #[test]
     fn the_ban_is_lifted_in_its_places() {
         let text = "//! X.\n#[expect(clippy::disallowed_methods, reason = \"x\")]\nfn x() {}\n";
-        assert_eq!(
-            findings("agent/dataplane/src/egress/x.rs", text),
-            ["2 lifted-ban"]
-        );
+        assert_eq!(findings("agent/dataplane/src/egress/x.rs", text), ["2 lifted-ban"]);
         assert_eq!(findings("crates/dial/src/x.rs", text), Vec::<String>::new());
     }
 }

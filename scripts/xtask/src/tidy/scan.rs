@@ -137,59 +137,32 @@ impl Scan {
 
     /// A brace opens: what was announced before it is now known to have this body.
     fn body(&mut self, pending: &mut Pending, last_line: usize, around: Surroundings) -> Surroundings {
-        let Pending {
-            test_since,
-            function,
-            is_loop,
-            ..
-        } = std::mem::take(pending);
+        let Pending { test_since, function, is_loop, .. } = std::mem::take(pending);
         let in_test = around.in_test || test_since.is_some();
         if let Some(first_line) = test_since {
             self.test_ranges.push((first_line, last_line));
         }
         let is_function = function.is_some();
         if let Some((name, first_line)) = function {
-            self.functions.push(Function {
-                name,
-                first_line,
-                last_line,
-                in_test,
-            });
+            self.functions.push(Function { name, first_line, last_line, in_test });
         }
         // What is defined inside a loop does not run in it by that alone.
-        Surroundings {
-            in_loop: (around.in_loop || is_loop) && !is_function,
-            in_test,
-        }
+        Surroundings { in_loop: (around.in_loop || is_loop) && !is_function, in_test }
     }
 
     fn push(&mut self, text: String, line: usize, around: Surroundings) {
-        self.words.push(Word {
-            text,
-            line,
-            in_loop: around.in_loop,
-            in_test: around.in_test,
-        });
+        self.words.push(Word { text, line, in_loop: around.in_loop, in_test: around.in_test });
     }
 
     /// Every place where these words follow one another.
     pub(crate) fn find<'a>(&'a self, words: &'a [&'a str]) -> impl Iterator<Item = &'a Word> {
-        let matches = move |window: &&[Word]| {
-            window
-                .iter()
-                .zip(words)
-                .all(|(word, wanted)| word.text == *wanted)
-        };
-        self.words
-            .windows(words.len())
-            .filter(matches)
-            .map(|window| &window[0])
+        let matches =
+            move |window: &&[Word]| window.iter().zip(words).all(|(word, wanted)| word.text == *wanted);
+        self.words.windows(words.len()).filter(matches).map(|window| &window[0])
     }
 
     pub(crate) fn is_test_line(&self, line: usize) -> bool {
-        self.test_ranges
-            .iter()
-            .any(|(first, last)| (*first..=*last).contains(&line))
+        self.test_ranges.iter().any(|(first, last)| (*first..=*last).contains(&line))
     }
 }
 
@@ -207,9 +180,7 @@ fn is_sign_at(tokens: &[TokenTree], index: usize, sign: char) -> bool {
 }
 
 fn is_sign(tokens: &[TokenTree], index: usize, back: usize, sign: char) -> bool {
-    index
-        .checked_sub(back)
-        .is_some_and(|index| is_sign_at(tokens, index, sign))
+    index.checked_sub(back).is_some_and(|index| is_sign_at(tokens, index, sign))
 }
 
 /// `#[test]`, `#[tokio::test(…)]`, `#[cfg(test)]`, `#[cfg(all(test, …))]`.
@@ -243,10 +214,7 @@ mod tests {
         assert!(!scan.is_test_line(1) && scan.is_test_line(5) && scan.is_test_line(8));
         assert!(scan.find(&["x", "("]).all(|word| word.in_test));
         assert_eq!(
-            scan.functions
-                .iter()
-                .map(|function| function.in_test)
-                .collect::<Vec<_>>(),
+            scan.functions.iter().map(|function| function.in_test).collect::<Vec<_>>(),
             [false, true, true]
         );
     }

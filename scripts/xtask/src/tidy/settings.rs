@@ -13,11 +13,8 @@ pub(super) fn check(source: &Source, scan: &Scan) -> Vec<Finding> {
     }
     let mut findings = Vec::new();
     // From one `struct` word back to the end of the item before it: its attributes.
-    for (index, word) in scan
-        .words
-        .iter()
-        .enumerate()
-        .filter(|(_, word)| word.text == "struct" && !word.in_test)
+    for (index, word) in
+        scan.words.iter().enumerate().filter(|(_, word)| word.text == "struct" && !word.in_test)
     {
         let before: Vec<&str> = scan.words[..index]
             .iter()

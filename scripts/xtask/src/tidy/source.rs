@@ -40,16 +40,10 @@ impl Tree {
             .output()
             .context("cannot start git")?;
         if !listed.status.success() {
-            bail!(
-                "git ls-files failed: {}",
-                String::from_utf8_lossy(&listed.stderr).trim()
-            );
+            bail!("git ls-files failed: {}", String::from_utf8_lossy(&listed.stderr).trim());
         }
-        let names: BTreeSet<_> = listed
-            .stdout
-            .split(|byte| *byte == 0)
-            .filter(|name| !name.is_empty())
-            .collect();
+        let names: BTreeSet<_> =
+            listed.stdout.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
         let mut files = Vec::new();
         for name in names {
             let name = std::str::from_utf8(name).context("a file name is not UTF-8")?;
@@ -58,10 +52,7 @@ impl Tree {
                 files.push((name.to_owned(), text));
             }
         }
-        let borrowed: Vec<_> = files
-            .iter()
-            .map(|(path, text)| (path.as_str(), text.as_str()))
-            .collect();
+        let borrowed: Vec<_> = files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
         Ok(Self::of(&borrowed))
     }
 
@@ -71,23 +62,13 @@ impl Tree {
             if *path == RATCHET {
                 tree.ratchet = (*text).to_owned();
             }
-            let scan = path
-                .ends_with(".rs")
-                .then(|| Scan::of(text))
-                .transpose()
-                .unwrap_or_else(|error| {
-                    tree.unreadable
-                        .push(Finding::new(path, 1, "parse", error.to_string()));
-                    None
-                });
+            let scan = path.ends_with(".rs").then(|| Scan::of(text)).transpose().unwrap_or_else(|error| {
+                tree.unreadable.push(Finding::new(path, 1, "parse", error.to_string()));
+                None
+            });
             let (path, text) = ((*path).to_owned(), (*text).to_owned());
             let is_test = is_test_path(&path);
-            tree.sources.push(Source {
-                path,
-                text,
-                scan,
-                is_test,
-            });
+            tree.sources.push(Source { path, text, scan, is_test });
         }
         tree.mark_test_modules();
         tree
@@ -104,10 +85,7 @@ impl Tree {
         }
         for source in &mut self.sources {
             let is_below = |prefix: &String| {
-                source
-                    .path
-                    .strip_prefix(prefix)
-                    .is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+                source.path.strip_prefix(prefix).is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
             };
             source.is_test |= prefixes.iter().any(is_below);
         }
@@ -136,10 +114,7 @@ mod tests {
     #[test]
     fn test_code_is_told_apart() {
         let tree = Tree::of(&[
-            (
-                "agent/src/sandbox/mod.rs",
-                "//! X.\n#[cfg(test)]\nmod fault;\nmod plan;\n",
-            ),
+            ("agent/src/sandbox/mod.rs", "//! X.\n#[cfg(test)]\nmod fault;\nmod plan;\n"),
             ("agent/src/sandbox/fault.rs", "//! X.\n"),
             ("agent/src/sandbox/plan.rs", "//! X.\n#[cfg(test)]\nmod table;\n"),
             ("agent/src/sandbox/plan/table.rs", "//! X.\n"),

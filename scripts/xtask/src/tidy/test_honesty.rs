@@ -35,10 +35,7 @@ pub(super) fn check(source: &Source) -> Vec<Finding> {
 /// Whether the line above, or the same line, explains the sleep.
 fn is_on_purpose(text: &str, line: usize) -> bool {
     let mut lines = text.lines().skip(line.saturating_sub(2)).take(2);
-    lines.any(|line| {
-        line.split_once("//")
-            .is_some_and(|(_, comment)| comment.contains("on purpose"))
-    })
+    lines.any(|line| line.split_once("//").is_some_and(|(_, comment)| comment.contains("on purpose")))
 }
 
 fn find_bypass(path: &str, line: &str) -> Option<&'static str> {
@@ -70,17 +67,10 @@ fn curl_without_verification(line: &str) -> Option<&'static str> {
     let (_, after) = line.split_once("curl")?;
     let command = after.split(['|', ';', '&', '>']).next().unwrap_or_default();
     let is_short = |word: &&str| word.starts_with('-') && !word.starts_with("--") && !word.contains('=');
-    let has_k = |word: &str| {
-        word[1..]
-            .chars()
-            .take_while(char::is_ascii_alphabetic)
-            .any(|char| char == 'k')
-    };
+    let has_k = |word: &str| word[1..].chars().take_while(char::is_ascii_alphabetic).any(|char| char == 'k');
     let mut words =
         command.split(|char: char| char.is_whitespace() || matches!(char, '"' | '\'' | ',' | '[' | ']'));
-    words
-        .find(|word| is_short(word) && has_k(word))
-        .map(|_| "curl -k")
+    words.find(|word| is_short(word) && has_k(word)).map(|_| "curl -k")
 }
 
 /// `time.sleep` that no `while` or `for` with a smaller indent stands above.
@@ -88,18 +78,12 @@ fn python_sleeps(source: &Source) -> Vec<Finding> {
     let indent = |line: &str| line.len() - line.trim_start().len();
     let lines: Vec<&str> = source.text.lines().collect();
     let mut findings = Vec::new();
-    for (index, line) in lines
-        .iter()
-        .enumerate()
-        .filter(|(_, line)| line.trim_start().starts_with("time.sleep("))
+    for (index, line) in
+        lines.iter().enumerate().filter(|(_, line)| line.trim_start().starts_with("time.sleep("))
     {
         let mut depth = indent(line);
         let mut in_loop = false;
-        for above in lines[..index]
-            .iter()
-            .rev()
-            .filter(|above| !above.trim().is_empty())
-        {
+        for above in lines[..index].iter().rev().filter(|above| !above.trim().is_empty()) {
             if indent(above) < depth {
                 depth = indent(above);
                 in_loop |= above.trim_start().starts_with("while ") || above.trim_start().starts_with("for ");
@@ -129,11 +113,7 @@ mod tests {
             ("tests/x.md", "never `curl --insecure`\n", 0),
         ] {
             let found = findings(path, text);
-            let wanted = if expected == 1 {
-                vec!["1 tls-bypass".to_owned()]
-            } else {
-                vec![]
-            };
+            let wanted = if expected == 1 { vec!["1 tls-bypass".to_owned()] } else { vec![] };
             assert_eq!(found, wanted, "{text}");
         }
         let rust = "//! X.\nfn x(c: C) { c.danger_accept_invalid_certs(true); }\n";
@@ -151,10 +131,7 @@ mod tests {
         assert_eq!(findings("tests/tests/x.rs", &meant), Vec::<String>::new());
         let polling = "//! X.\nasync fn x() { while !done() { tokio::time::sleep(D).await; } }\n";
         assert_eq!(findings("tests/tests/x.rs", polling), Vec::<String>::new());
-        assert_eq!(
-            findings("tests/x.py", "def f():\n    time.sleep(3)\n"),
-            ["2 bare-sleep"]
-        );
+        assert_eq!(findings("tests/x.py", "def f():\n    time.sleep(3)\n"), ["2 bare-sleep"]);
         let polling =
             "def f():\n    while not done():\n        if x:\n            y()\n        time.sleep(0.1)\n";
         assert_eq!(findings("tests/x.py", polling), Vec::<String>::new());

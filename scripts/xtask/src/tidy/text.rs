@@ -6,14 +6,8 @@ use super::source::Source;
 /// Words as whole words, in capitals.
 const REMINDERS: &[&str] = &["TODO", "FIXME", "XXX", "HACK"];
 const REMINDER_MACROS: &[&str] = &["todo!", "unimplemented!"];
-const MACHINE_PATHS: &[&str] = &[
-    "/work/main",
-    "/work/shared",
-    "/root/.cargo",
-    "/root/.rustup",
-    "/Users/",
-    "/tmp/brief",
-];
+const MACHINE_PATHS: &[&str] =
+    &["/work/main", "/work/shared", "/root/.cargo", "/root/.rustup", "/Users/", "/tmp/brief"];
 
 pub(super) fn check(source: &Source) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -32,10 +26,7 @@ pub(super) fn check(source: &Source) -> Vec<Finding> {
                 format!("\"{word}\": do it or drop it"),
             ));
         }
-        if let Some(call) = REMINDER_MACROS
-            .iter()
-            .find(|call| is_rust && line.contains(**call))
-        {
+        if let Some(call) = REMINDER_MACROS.iter().find(|call| is_rust && line.contains(**call)) {
             findings.push(Finding::new(
                 &source.path,
                 index + 1,
@@ -58,10 +49,7 @@ mod tests {
     #[test]
     fn reminders_and_machine_paths_are_found() {
         assert_eq!(findings("a/src/x.rs", "//! X.\n// TODO: more\n"), ["2 reminder"]);
-        assert_eq!(
-            findings("a/src/x.rs", "//! X.\nfn x() { todo!() }\n"),
-            ["2 reminder"]
-        );
+        assert_eq!(findings("a/src/x.rs", "//! X.\nfn x() { todo!() }\n"), ["2 reminder"]);
         assert_eq!(findings("a/x.sh", "# FIXME\n"), ["1 reminder"]);
         assert_eq!(findings("docs/x.md", "see /work/main/x\n"), ["1 machine-path"]);
         let fine = "//! X.\n// mktemp -d x.XXXXXX, TODOS\n";
