@@ -18,10 +18,7 @@ const EDGE_UID: u32 = 60601;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("settings of {role}")]
-    File {
-        role: Role,
-        source: roost_daemon::config::Error,
-    },
+    File { role: Role, source: roost_daemon::config::Error },
     #[error("[{section}] is no section of {role}")]
     Section { role: Role, section: &'static str },
     #[error("{key} must be an absolute path")]
@@ -38,6 +35,12 @@ pub struct Settings {
     pub health: Option<health::Settings>,
     /// Edge: the guest gateway for the scheduler.
     pub gateway: Option<Gateway>,
+    /// Edge: previews for browsers.
+    pub preview: Option<Preview>,
+    /// Egress: what the operator says about all guests.
+    pub egress: Option<crate::egress::Settings>,
+    /// Where the process's own questions go; without it the host serves its operator only.
+    pub scheduler: Option<Scheduler>,
 }
 
 /// What both roles have.
@@ -62,6 +65,46 @@ pub struct Gateway {
     pub listen: SocketAddr,
 }
 
+/// Previews over HTTPS.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preview {
+    /// Usually `0.0.0.0:443` and `[::]:443`.
+    pub listen: Vec<SocketAddr>,
+    /// Chain and key for the preview domains, readable by the process; loaded again when they change. Without them
+    /// the development certificate in the process's directory serves.
+    pub certificate_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// In token prefixes, the token header and the cookie's name.
+    #[serde(default = "default_brand")]
+    pub brand: String,
+    /// Whether cookies of the parent domain are kept from previews.
+    #[serde(default)]
+    pub cookie_isolation: CookieIsolation,
+}
+
+/// Which cookies of a browser a preview gets to see.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CookieIsolation {
+    /// All but ours.
+    #[default]
+    Off,
+    /// Only those the preview itself set on its own host (`__Host-…`).
+    Strict,
+}
+
+fn default_brand() -> String {
+    "miosa".to_owned()
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scheduler {
+    /// `host:port` of its fleet address.
+    pub address: String,
+}
+
 impl Settings {
     /// Whom the process becomes.
     pub fn identity(&self, role: Role) -> Identity {
@@ -69,10 +112,7 @@ impl Settings {
             Role::Egress => EGRESS_UID,
             Role::Edge => EDGE_UID,
         });
-        Identity {
-            uid,
-            gid: self.process.gid.unwrap_or(uid),
-        }
+        Identity { uid, gid: self.process.gid.unwrap_or(uid) }
     }
 }
 
@@ -93,11 +133,14 @@ fn check(settings: &Settings, role: Role) -> Result<(), Error> {
             return Err(Error::Relative { key });
         }
     }
-    if role == Role::Egress && settings.gateway.is_some() {
-        return Err(Error::Section {
-            role,
-            section: "gateway",
-        });
+    let edge_sections = [("gateway", settings.gateway.is_some()), ("preview", settings.preview.is_some())];
+    for (section, is_there) in edge_sections {
+        if role == Role::Egress && is_there {
+            return Err(Error::Section { role, section });
+        }
+    }
+    if role == Role::Edge && settings.egress.is_some() {
+        return Err(Error::Section { role, section: "egress" });
     }
     Ok(())
 }
@@ -119,20 +162,8 @@ mod tests {
     #[test]
     fn each_role_has_its_own_uid() {
         let settings = load_text(PROCESS, Role::Edge).unwrap();
-        assert_eq!(
-            settings.identity(Role::Edge),
-            Identity {
-                uid: 60601,
-                gid: 60601
-            }
-        );
-        assert_eq!(
-            settings.identity(Role::Egress),
-            Identity {
-                uid: 60600,
-                gid: 60600
-            }
-        );
+        assert_eq!(settings.identity(Role::Edge), Identity { uid: 60601, gid: 60601 });
+        assert_eq!(settings.identity(Role::Egress), Identity { uid: 60600, gid: 60600 });
         let settings = load_text(&format!("{PROCESS}uid = 7\n"), Role::Edge).unwrap();
         assert_eq!(settings.identity(Role::Edge), Identity { uid: 7, gid: 7 });
     }
@@ -141,10 +172,7 @@ mod tests {
     fn a_section_of_the_other_role_and_an_unknown_key_are_refused() {
         let text = format!("{PROCESS}[gateway]\nlisten = \"127.0.0.1:7443\"\n");
         assert!(load_text(&text, Role::Edge).is_ok());
-        assert_eq!(
-            load_text(&text, Role::Egress).unwrap_err(),
-            "[gateway] is no section of egress"
-        );
+        assert_eq!(load_text(&text, Role::Egress).unwrap_err(), "[gateway] is no section of egress");
         let error = load_text(&format!("{PROCESS}uidd = 7\n"), Role::Edge).unwrap_err();
         assert!(error.contains("unknown field"), "{error}");
         let error = load_text(&PROCESS.replace("/run", "run"), Role::Edge).unwrap_err();

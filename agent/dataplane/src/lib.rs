@@ -13,3 +13,4 @@ pub mod directory;
 pub mod edge;
 pub mod egress;
 pub mod guest;
+pub mod identity;

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use roost_daemon::telemetry;
 use roost_dataplane::control::Role;
-use roost_dataplane::{config, confine, directory, edge};
+use roost_dataplane::{config, confine, directory, edge, egress};
 
 /// The unprivileged half of a Roost host: everything that handles bytes of guests and browsers.
 ///
@@ -54,6 +54,21 @@ const EXAMPLE: &str = r#"A settings file, with every default spelled out:
   [health]                                       # optional: /healthz /readyz /metrics
   listen = "127.0.0.1:9602"
 
+  [scheduler]                                    # optional; after the host has joined a fleet
+  address = "scheduler.example:7440"
+
+  [gateway]                                      # edge, optional: exec and files for the scheduler, mutual TLS
+  listen = "0.0.0.0:7443"
+
+  [preview]                                      # edge, optional: previews for browsers
+  listen = ["0.0.0.0:443", "[::]:443"]
+  certificate_file = "/etc/roost/preview.pem"    # else the development certificate that came with joining
+  key_file = "/etc/roost/preview.key"
+  brand = "miosa"                                # in token prefixes, the token header, the cookie's name
+  cookie_isolation = "off"                       # "strict" hides cookies of the parent domain from previews
+
+Files in the directory: edge.key and edge.csr are made here, the agent puts edge.pem and roots.pem beside them;
+they are loaded when they appear and when they change.
 Signals: SIGTERM and SIGINT drain and stop. See roost-agent doctor for what a host needs."#;
 
 fn main() -> anyhow::Result<()> {
@@ -66,21 +81,17 @@ fn main() -> anyhow::Result<()> {
     let identity = settings.identity(role);
     let process = &settings.process;
     directory::ensure_own(&process.directory, identity)?;
-    let socket_directory = process
-        .control_socket
-        .parent()
-        .context("control_socket has no directory")?;
+    let socket_directory = process.control_socket.parent().context("control_socket has no directory")?;
     directory::ensure_own(socket_directory, identity)?;
+    let ports = edge::Ports::take(&settings)?;
     confine::enter(identity)?;
     let _lock = directory::lock(&process.directory)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
         match role {
-            Role::Edge => edge::run(settings).await.context("edge"),
-            Role::Egress => anyhow::bail!("this build has no egress"),
+            Role::Edge => edge::run(settings, ports).await.context("edge"),
+            Role::Egress => egress::run(settings).await.context("egress"),
         }
     })
 }

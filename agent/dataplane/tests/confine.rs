@@ -1,10 +1,7 @@
 //! What a data-plane process cannot do: as the kernel shows it while it serves, and by trying.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "the test starts processes, and tries to where it must not"
-)]
+#![allow(clippy::disallowed_methods, reason = "the test starts processes, and tries to where it must not")]
 #![allow(unsafe_code, reason = "the forbidden system calls are made raw")]
 
 mod support;
@@ -27,10 +24,7 @@ fn status(pid: u32, task: Option<&str>) -> String {
 }
 
 fn field<'a>(status: &'a str, name: &str) -> Vec<&'a str> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(name))
-        .unwrap_or_else(|| panic!("{name}"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}"));
     line.trim_start_matches(':').split_whitespace().collect()
 }
 
@@ -47,9 +41,7 @@ async fn every_thread_is_confined_while_it_serves() {
         }
         let pid = process.child.id();
         let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        let tasks: Vec<_> = tasks
-            .map(|task| task.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let tasks: Vec<_> = tasks.map(|task| task.unwrap().file_name().into_string().unwrap()).collect();
         assert!(tasks.len() > 1, "a runtime with threads");
         for task in tasks {
             let status = status(pid, Some(&task));
@@ -63,15 +55,8 @@ async fn every_thread_is_confined_while_it_serves() {
             assert_eq!(field(&status, "Seccomp"), ["2"], "{role}");
         }
         let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-        let core = limits
-            .lines()
-            .find(|line| line.starts_with("Max core file size"))
-            .unwrap();
-        assert_eq!(
-            core.split_whitespace().collect::<Vec<_>>()[4..6],
-            ["0", "0"],
-            "{role}"
-        );
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"], "{role}");
         assert!(process.stop().success(), "{role} stops in order");
     }
 }
@@ -91,22 +76,14 @@ fn every_forbidden_call_fails() {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success(),
-        "{text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("probe finished"), "{text}");
 }
 
 #[test]
 #[ignore = "started by every_forbidden_call_fails in its own process"]
 fn probe() {
-    confine::enter(Identity {
-        uid: 60601,
-        gid: 60601,
-    })
-    .unwrap();
+    confine::enter(Identity { uid: 60601, gid: 60601 }).unwrap();
     // In a thread that exists before and one that is made after: both are bound.
     try_everything();
     std::thread::spawn(try_everything).join().unwrap();
@@ -114,27 +91,16 @@ fn probe() {
 }
 
 fn try_everything() {
-    assert_eq!(
-        Command::new("/bin/true").spawn().unwrap_err().kind(),
-        ErrorKind::PermissionDenied
-    );
+    assert_eq!(Command::new("/bin/true").spawn().unwrap_err().kind(), ErrorKind::PermissionDenied);
     let nothing = std::ptr::null::<u8>();
     let path = c"/bin/true".as_ptr();
     for (name, number, arguments) in [
         ("execve", libc::SYS_execve, [path as u64, 0, 0]),
-        (
-            "execveat",
-            libc::SYS_execveat,
-            [libc::AT_FDCWD as u64, path as u64, 0],
-        ),
+        ("execveat", libc::SYS_execveat, [libc::AT_FDCWD as u64, path as u64, 0]),
         ("fork", libc::SYS_fork, [0; 3]),
         ("vfork", libc::SYS_vfork, [0; 3]),
         ("clone as fork", libc::SYS_clone, [libc::SIGCHLD as u64, 0, 0]),
-        (
-            "clone into a user namespace",
-            libc::SYS_clone,
-            [libc::CLONE_NEWUSER as u64, 0, 0],
-        ),
+        ("clone into a user namespace", libc::SYS_clone, [libc::CLONE_NEWUSER as u64, 0, 0]),
         ("ptrace", libc::SYS_ptrace, [libc::PTRACE_TRACEME as u64, 0, 0]),
         ("process_vm_readv", libc::SYS_process_vm_readv, [1, 0, 0]),
         ("mount", libc::SYS_mount, [nothing as u64; 3]),
@@ -150,39 +116,15 @@ fn try_everything() {
         ("setuid", libc::SYS_setuid, [60602, 0, 0]),
         ("kill", libc::SYS_kill, [1, 0, 0]),
         ("tgkill of another process", libc::SYS_tgkill, [1, 1, 0]),
-        (
-            "prctl(PR_SET_DUMPABLE)",
-            libc::SYS_prctl,
-            [libc::PR_SET_DUMPABLE as u64, 1, 0],
-        ),
-        (
-            "AF_PACKET",
-            libc::SYS_socket,
-            [libc::AF_PACKET as u64, libc::SOCK_RAW as u64, 0],
-        ),
-        (
-            "AF_NETLINK",
-            libc::SYS_socket,
-            [libc::AF_NETLINK as u64, libc::SOCK_RAW as u64, 0],
-        ),
-        (
-            "AF_VSOCK",
-            libc::SYS_socket,
-            [libc::AF_VSOCK as u64, libc::SOCK_STREAM as u64, 0],
-        ),
-        (
-            "raw IP",
-            libc::SYS_socket,
-            [libc::AF_INET as u64, libc::SOCK_RAW as u64, 1],
-        ),
+        ("prctl(PR_SET_DUMPABLE)", libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 1, 0]),
+        ("AF_PACKET", libc::SYS_socket, [libc::AF_PACKET as u64, libc::SOCK_RAW as u64, 0]),
+        ("AF_NETLINK", libc::SYS_socket, [libc::AF_NETLINK as u64, libc::SOCK_RAW as u64, 0]),
+        ("AF_VSOCK", libc::SYS_socket, [libc::AF_VSOCK as u64, libc::SOCK_STREAM as u64, 0]),
+        ("raw IP", libc::SYS_socket, [libc::AF_INET as u64, libc::SOCK_RAW as u64, 1]),
         (
             "executable memory",
             libc::SYS_mmap,
-            [
-                0,
-                4096,
-                (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u64,
-            ],
+            [0, 4096, (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u64],
         ),
     ] {
         // SAFETY: each call is refused before the kernel looks at its arguments; those that would not be refused

@@ -27,17 +27,11 @@ pub struct EdgeHandler {
 
 impl EdgeHandler {
     pub fn new(guests: Arc<Guests>, shutdown: Shutdown) -> Self {
-        Self {
-            guests,
-            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-            shutdown,
-        }
+        Self { guests, streams: Arc::new(Semaphore::new(STREAMS_MAX)), shutdown }
     }
 
     fn guest(&self, execution: ExecutionId) -> Result<Arc<Guest>, Refusal> {
-        self.guests
-            .find(execution)
-            .ok_or_else(|| Refusal::unknown(execution))
+        self.guests.find(execution).ok_or_else(|| Refusal::unknown(execution))
     }
 }
 
@@ -70,9 +64,7 @@ impl Handler for EdgeHandler {
         let permit = self.streams.clone().try_acquire_owned();
         let permit = permit.map_err(|_| Refusal::new(Code::Limit, "too many gateway streams"))?;
         let stream = StdUnixStream::from(stream);
-        let prepared = stream
-            .set_nonblocking(true)
-            .and_then(|()| UnixStream::from_std(stream));
+        let prepared = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
         let stream = prepared.map_err(|_| Refusal::invalid("not a connected unix stream"))?;
         let service = GatewayService::new(self.guests.clone(), Scope::Execution(execution));
         let stop = self.shutdown.token().clone();

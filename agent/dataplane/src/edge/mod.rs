@@ -3,7 +3,10 @@
 //! Holds TLS keys and public token keys, no secrets of tenants.
 
 mod handler;
+mod ports;
+pub mod preview;
 mod run;
 
 pub use handler::EdgeHandler;
+pub use ports::Ports;
 pub use run::{Error, run};

@@ -1,16 +1,18 @@
 //! The edge process from its first task to its last.
 
-use std::path::Path;
+use std::net::TcpListener as StdTcpListener;
 use std::sync::Arc;
 
 use roost_daemon::health::{self, Health, Registry};
 use roost_daemon::shutdown::{DRAIN_DEADLINE, Drained, Shutdown};
 use roost_daemon::{packet, shutdown};
+use tokio::net::TcpListener;
 
-use super::EdgeHandler;
+use super::{EdgeHandler, Ports};
 use crate::config::Settings;
-use crate::control;
-use crate::guest::Guests;
+use crate::control::{self, Role};
+use crate::guest::{Guests, serve_network};
+use crate::identity::{self, Identity};
 
 // Only the agent, which is root, and the process itself open the control socket.
 const CONTROL_MODE: u32 = 0o600;
@@ -23,36 +25,35 @@ pub enum Error {
     Control(#[from] packet::Error),
     #[error("health address")]
     Health(#[from] health::Error),
+    #[error("identity in the fleet")]
+    Identity(#[from] identity::Error),
+    #[error("take a listening socket over")]
+    Port(#[source] std::io::Error),
 }
 
 /// Serves until SIGTERM, then drains.
-pub async fn run(settings: Settings) -> Result<(), Error> {
+pub async fn run(settings: Settings, ports: Ports) -> Result<(), Error> {
     let shutdown = Shutdown::on_signals()?;
     let health = Health::new();
     let ready = health.check("control");
-    let (notices, notice_queue) = control::notices();
-    let guests = Guests::new(notices);
-    let handler = Arc::new(EdgeHandler::new(guests.clone(), shutdown.clone()));
-
     if let Some(address) = &settings.health {
         let listener = health::bind(address).await?;
         let registry = Arc::new(Registry::default());
-        tokio::spawn(health::serve(
-            listener,
-            health.clone(),
-            registry,
-            shutdown.clone(),
-        ));
+        tokio::spawn(health::serve(listener, health.clone(), registry, shutdown.clone()));
     }
-    let agents = listen(&settings.process.control_socket)?;
+    let identity = Identity::open(&settings.process.directory, Role::Edge)?;
+    tokio::spawn(identity.clone().keep_current());
+
+    let (notices, notice_queue) = control::notices();
+    let guests = Guests::new(notices);
+    if let Some(listener) = ports.gateway {
+        let serving = serve_network(take_over(listener)?, identity, guests.clone(), shutdown.clone());
+        shutdown.spawn(serving);
+    }
+    let handler = Arc::new(EdgeHandler::new(guests.clone(), shutdown.clone()));
+    let agents = packet::listen(&settings.process.control_socket, CONTROL_MODE)?;
     let agent_uid = settings.process.agent_uid;
-    shutdown.spawn(control::serve(
-        agents,
-        agent_uid,
-        handler,
-        notice_queue,
-        shutdown.clone(),
-    ));
+    shutdown.spawn(control::serve(agents, agent_uid, handler, notice_queue, shutdown.clone()));
     tokio::spawn(async move { guests.report_traffic().await });
     ready.pass();
     tracing::info!(control = %settings.process.control_socket.display(), "edge serves");
@@ -65,6 +66,6 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
     Ok(())
 }
 
-fn listen(path: &Path) -> Result<control::AgentListener, packet::Error> {
-    packet::listen(path, CONTROL_MODE)
+fn take_over(listener: StdTcpListener) -> Result<TcpListener, Error> {
+    TcpListener::from_std(listener).map_err(Error::Port)
 }

@@ -37,10 +37,7 @@ pub(super) fn open(dialler: Dialler) -> Channel {
         let dialler = dialler.clone();
         async move {
             let deadline = Instant::now() + DIAL_TIMEOUT;
-            dialler
-                .dial(GUEST_RPC_PORT, deadline, WhenRefused::Retry)
-                .await
-                .map(TokioIo::new)
+            dialler.dial(GUEST_RPC_PORT, deadline, WhenRefused::Retry).await.map(TokioIo::new)
         }
     });
     Endpoint::from_static("http://guest.invalid")
@@ -75,13 +72,7 @@ impl Service<http::Request<Body>> for Authorised {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let cancelled = Box::pin(self.cancel.clone().cancelled_owned());
         let place = self.place.clone();
-        let mut request = request.map(|body| {
-            Body::new(Resettable {
-                body,
-                cancelled,
-                _place: place,
-            })
-        });
+        let mut request = request.map(|body| Body::new(Resettable { body, cancelled, _place: place }));
         let headers = request.headers_mut();
         headers.insert(http::header::AUTHORIZATION, self.authorization.clone());
         self.channel.call(request)

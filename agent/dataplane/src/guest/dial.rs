@@ -103,19 +103,13 @@ impl Dialler {
         }
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the one place that dials guests"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that dials guests")]
     async fn attempt(&self, port: u16, patience: Duration) -> Result<GuestStream, Error> {
         let (socket, loan) = self.pool.borrow().await?;
         let address = SocketAddr::from((GUEST_ADDRESS, port));
         let connecting = TcpSocket::from_std_stream(socket).connect(address);
         match tokio::time::timeout(patience, connecting).await {
-            Ok(Ok(stream)) => Ok(GuestStream {
-                open: Some((stream, loan)),
-                traffic: self.traffic.clone(),
-            }),
+            Ok(Ok(stream)) => Ok(GuestStream { open: Some((stream, loan)), traffic: self.traffic.clone() }),
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Err(Error::Refused { port })
             }
@@ -169,9 +163,7 @@ impl AsyncWrite for GuestStream {
     ) -> Poll<io::Result<usize>> {
         let polled = self.as_mut().stream()?.poll_write(context, data);
         if let Poll::Ready(Ok(written)) = &polled {
-            self.traffic
-                .to_guest
-                .fetch_add(*written as u64, Ordering::Relaxed);
+            self.traffic.to_guest.fetch_add(*written as u64, Ordering::Relaxed);
         }
         polled
     }
@@ -183,9 +175,7 @@ impl AsyncWrite for GuestStream {
     ) -> Poll<io::Result<usize>> {
         let polled = self.as_mut().stream()?.poll_write_vectored(context, slices);
         if let Poll::Ready(Ok(written)) = &polled {
-            self.traffic
-                .to_guest
-                .fetch_add(*written as u64, Ordering::Relaxed);
+            self.traffic.to_guest.fetch_add(*written as u64, Ordering::Relaxed);
         }
         polled
     }

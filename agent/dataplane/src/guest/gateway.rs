@@ -69,105 +69,66 @@ impl Gateway for GatewayService {
 
     async fn status(&self, request: Request<StatusRequest>) -> Reply<StatusReply> {
         let link = self.link(&request)?;
-        relay::ask(&link, request, |mut guest, input| async move {
-            guest.status(input).await
-        })
-        .await
+        relay::ask(&link, request, |mut guest, input| async move { guest.status(input).await }).await
     }
 
     async fn exec(&self, request: Request<Streaming<ExecInput>>) -> Reply<Self::ExecStream> {
         let link = self.link(&request)?;
-        relay::converse(&link, request, |mut guest, input| async move {
-            guest.exec(input).await
-        })
-        .await
+        relay::converse(&link, request, |mut guest, input| async move { guest.exec(input).await }).await
     }
 
     async fn attach(&self, request: Request<AttachRequest>) -> Reply<Self::AttachStream> {
         let link = self.link(&request)?;
-        relay::listen(&link, request, |mut guest, input| async move {
-            guest.attach(input).await
-        })
-        .await
+        relay::listen(&link, request, |mut guest, input| async move { guest.attach(input).await }).await
     }
 
     async fn list_processes(&self, request: Request<ListProcessesRequest>) -> Reply<ListProcessesReply> {
         let link = self.link(&request)?;
-        relay::ask(&link, request, |mut guest, input| async move {
-            guest.list_processes(input).await
-        })
-        .await
+        relay::ask(&link, request, |mut guest, input| async move { guest.list_processes(input).await }).await
     }
 
     async fn signal(&self, request: Request<SignalRequest>) -> Reply<SignalReply> {
         let link = self.link(&request)?;
-        relay::ask(&link, request, |mut guest, input| async move {
-            guest.signal(input).await
-        })
-        .await
+        relay::ask(&link, request, |mut guest, input| async move { guest.signal(input).await }).await
     }
 
     async fn read_file(&self, request: Request<ReadFileRequest>) -> Reply<Self::ReadFileStream> {
         let link = self.link(&request)?;
-        relay::listen(&link, request, |mut guest, input| async move {
-            guest.read_file(input).await
-        })
-        .await
+        relay::listen(&link, request, |mut guest, input| async move { guest.read_file(input).await }).await
     }
 
     async fn write_file(&self, request: Request<Streaming<WriteFileInput>>) -> Reply<FileEntry> {
         let link = self.link(&request)?;
-        relay::upload(&link, request, |mut guest, input| async move {
-            guest.write_file(input).await
-        })
-        .await
+        relay::upload(&link, request, |mut guest, input| async move { guest.write_file(input).await }).await
     }
 
     async fn stat_file(&self, request: Request<StatFileRequest>) -> Reply<FileEntry> {
         let link = self.link(&request)?;
-        relay::ask(&link, request, |mut guest, input| async move {
-            guest.stat_file(input).await
-        })
-        .await
+        relay::ask(&link, request, |mut guest, input| async move { guest.stat_file(input).await }).await
     }
 
     async fn list_directory(&self, request: Request<ListDirectoryRequest>) -> Reply<ListDirectoryReply> {
         let link = self.link(&request)?;
-        relay::ask(&link, request, |mut guest, input| async move {
-            guest.list_directory(input).await
-        })
-        .await
+        relay::ask(&link, request, |mut guest, input| async move { guest.list_directory(input).await }).await
     }
 
     async fn make_directory(&self, request: Request<MakeDirectoryRequest>) -> Reply<FileEntry> {
         let link = self.link(&request)?;
-        relay::ask(&link, request, |mut guest, input| async move {
-            guest.make_directory(input).await
-        })
-        .await
+        relay::ask(&link, request, |mut guest, input| async move { guest.make_directory(input).await }).await
     }
 
     async fn move_path(&self, request: Request<MovePathRequest>) -> Reply<FileEntry> {
         let link = self.link(&request)?;
-        relay::ask(&link, request, |mut guest, input| async move {
-            guest.move_path(input).await
-        })
-        .await
+        relay::ask(&link, request, |mut guest, input| async move { guest.move_path(input).await }).await
     }
 
     async fn remove_path(&self, request: Request<RemovePathRequest>) -> Reply<RemovePathReply> {
         let link = self.link(&request)?;
-        relay::ask(&link, request, |mut guest, input| async move {
-            guest.remove_path(input).await
-        })
-        .await
+        relay::ask(&link, request, |mut guest, input| async move { guest.remove_path(input).await }).await
     }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Reply<Self::WatchStream> {
         let link = self.link(&request)?;
-        relay::listen(&link, request, |mut guest, input| async move {
-            guest.watch(input).await
-        })
-        .await
+        relay::listen(&link, request, |mut guest, input| async move { guest.watch(input).await }).await
     }
 }

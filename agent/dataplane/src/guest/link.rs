@@ -95,10 +95,7 @@ impl Link {
 
     /// The guest's protocol generation, once it was claimed.
     pub fn find_protocol_generation(&self) -> Option<u32> {
-        self.access
-            .load()
-            .as_ref()
-            .map(|access| access.protocol_generation)
+        self.access.load().as_ref().map(|access| access.protocol_generation)
     }
 
     /// Starts a call on behalf of a gateway's caller.
@@ -134,9 +131,7 @@ impl Link {
     /// First call after a boot; dials until the guest is there or the deadline has passed.
     pub async fn claim(&self, request: Claim) -> Result<Claimed, Refusal> {
         let token = GuestToken::parse(request.token)?;
-        let identity = request
-            .identity
-            .ok_or_else(|| Refusal::invalid("a claim comes with an identity"))?;
+        let identity = request.identity.ok_or_else(|| Refusal::invalid("a claim comes with an identity"))?;
         let authorization = channel::bearer(token.expose());
         let (protocol_generation, waited) = self
             .until(request.deadline_ms, &authorization, |mut guest| {
@@ -147,10 +142,7 @@ impl Link {
                 async move { Ok(guest.claim(request).await?.into_inner().protocol_generation) }
             })
             .await?;
-        self.set_access(&GuestAccess {
-            token,
-            protocol_generation,
-        });
+        self.set_access(&GuestAccess { token, protocol_generation });
         Ok(claimed(protocol_generation, waited))
     }
 
@@ -158,9 +150,8 @@ impl Link {
     pub async fn personalise(&self, request: Personalise) -> Result<Claimed, Refusal> {
         let old_token = GuestToken::parse(request.old_token)?;
         let token = GuestToken::parse(request.new_token)?;
-        let identity = request
-            .identity
-            .ok_or_else(|| Refusal::invalid("a personalise comes with an identity"))?;
+        let identity =
+            request.identity.ok_or_else(|| Refusal::invalid("a personalise comes with an identity"))?;
         let authorization = channel::bearer(old_token.expose());
         let (protocol_generation, waited) = self
             .until(request.deadline_ms, &authorization, |mut guest| {
@@ -172,24 +163,17 @@ impl Link {
                 async move { Ok(guest.personalise(request).await?.into_inner().protocol_generation) }
             })
             .await?;
-        self.set_access(&GuestAccess {
-            token,
-            protocol_generation,
-        });
+        self.set_access(&GuestAccess { token, protocol_generation });
         Ok(claimed(protocol_generation, waited))
     }
 
     /// Has the guest flush its file systems before a pause or stop.
     pub async fn quiesce(&self, request: Quiesce) -> Result<(), Refusal> {
-        let access = self
-            .access
-            .load_full()
-            .ok_or_else(|| Refusal::invalid("the guest is not claimed yet"))?;
-        self.until(
-            request.deadline_ms,
-            &access.authorization,
-            |mut guest| async move { guest.quiesce(QuiesceRequest {}).await.map(|_| ()) },
-        )
+        let access =
+            self.access.load_full().ok_or_else(|| Refusal::invalid("the guest is not claimed yet"))?;
+        self.until(request.deadline_ms, &access.authorization, |mut guest| async move {
+            guest.quiesce(QuiesceRequest {}).await.map(|_| ())
+        })
         .await?;
         Ok(())
     }
@@ -220,10 +204,7 @@ impl Link {
                 Err(_) => self.renew_channel(),
             }
             if Instant::now() + TRY_PAUSE >= deadline {
-                return Err(Refusal::new(
-                    Code::GuestTimeout,
-                    "the guest did not answer in time",
-                ));
+                return Err(Refusal::new(Code::GuestTimeout, "the guest did not answer in time"));
             }
             tokio::time::sleep_until(attempt + TRY_PAUSE).await;
         }
@@ -245,10 +226,7 @@ fn personalisation(identity: &GuestIdentity) -> Personalisation {
 }
 
 fn claimed(protocol_generation: u32, waited: Duration) -> Claimed {
-    Claimed {
-        protocol_generation,
-        waited_us: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),
-    }
+    Claimed { protocol_generation, waited_us: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX) }
 }
 
 /// Whether asking again cannot help: the guest understood and said no.
@@ -266,8 +244,5 @@ fn is_final(code: StatusCode) -> bool {
 
 /// Only the code is passed on: the text is the guest's.
 fn refused(status: &Status) -> Refusal {
-    Refusal::new(
-        Code::GuestRefused,
-        format!("the guest answered {:?}", status.code()),
-    )
+    Refusal::new(Code::GuestRefused, format!("the guest answered {:?}", status.code()))
 }

@@ -7,6 +7,7 @@ mod channel;
 pub mod dial;
 mod gateway;
 mod link;
+mod network;
 mod relay;
 mod serve;
 mod socket_pool;
@@ -24,6 +25,7 @@ use roost_proto::dataplane::{self, from_dataplane};
 pub use dial::{Dialler, GuestStream, Traffic, WhenRefused};
 pub use gateway::{GatewayService, Scope};
 pub use link::Link;
+pub use network::serve_network;
 pub use serve::serve_stream;
 pub use socket_pool::SOCKETS_MAX;
 
@@ -56,10 +58,7 @@ pub struct Guest {
 
 impl Guests {
     pub fn new(notices: Notices) -> Arc<Self> {
-        Arc::new(Self {
-            notices,
-            attached: RwLock::default(),
-        })
+        Arc::new(Self { notices, attached: RwLock::default() })
     }
 
     pub fn find(&self, execution: ExecutionId) -> Option<Arc<Guest>> {
@@ -76,8 +75,7 @@ impl Guests {
     pub fn held(&self) -> Vec<(ExecutionId, u64)> {
         let attached = self.read();
         let held = attached.by_execution.iter();
-        held.map(|(execution, guest)| (*execution, guest.attachment.load().generation))
-            .collect()
+        held.map(|(execution, guest)| (*execution, guest.attachment.load().generation)).collect()
     }
 
     /// Takes an execution over. Connections and counters survive a later attach of the same execution.
@@ -94,10 +92,7 @@ impl Guests {
         };
         let held = guest.attachment.load_full();
         if attachment.generation < held.generation {
-            let message = format!(
-                "{} is attached with generation {}",
-                held.execution, held.generation
-            );
+            let message = format!("{} is attached with generation {}", held.execution, held.generation);
             return Err(Refusal::new(Code::StaleGeneration, message));
         }
         if attachment.generation == held.generation {
@@ -155,12 +150,11 @@ impl Guests {
 
     fn offer_traffic(&self, guest: &Guest) {
         let (to_guest_bytes, from_guest_bytes) = guest.traffic();
-        self.notices
-            .offer(from_dataplane::Message::Traffic(dataplane::Traffic {
-                execution: guest.attachment.load().execution.to_string(),
-                to_guest_bytes,
-                from_guest_bytes,
-            }));
+        self.notices.offer(from_dataplane::Message::Traffic(dataplane::Traffic {
+            execution: guest.attachment.load().execution.to_string(),
+            to_guest_bytes,
+            from_guest_bytes,
+        }));
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Attached> {
@@ -176,10 +170,7 @@ impl Attached {
     fn insert(&mut self, guest: Arc<Guest>) {
         let attachment = guest.attachment.load_full();
         if let Some(sandbox) = attachment.sandbox {
-            self.by_sandbox
-                .entry(sandbox)
-                .or_default()
-                .insert(attachment.execution);
+            self.by_sandbox.entry(sandbox).or_default().insert(attachment.execution);
         }
         self.by_execution.insert(attachment.execution, guest);
     }
@@ -198,27 +189,18 @@ impl Attached {
 
 impl Guest {
     fn new(attachment: Attachment, notices: Notices) -> Arc<Self> {
-        let dialler = Dialler {
-            pool: SocketPool::new(attachment.execution, notices),
-            traffic: Arc::default(),
-        };
+        let dialler =
+            Dialler { pool: SocketPool::new(attachment.execution, notices), traffic: Arc::default() };
         let link = Arc::new(Link::new(attachment.execution, dialler.clone()));
         if let Some(access) = &attachment.guest {
             link.set_access(access);
         }
-        Arc::new(Self {
-            attachment: ArcSwap::from_pointee(attachment),
-            link,
-            dialler,
-        })
+        Arc::new(Self { attachment: ArcSwap::from_pointee(attachment), link, dialler })
     }
 
     fn traffic(&self) -> (u64, u64) {
         let traffic = &self.dialler.traffic;
-        (
-            traffic.to_guest.load(Ordering::Relaxed),
-            traffic.from_guest.load(Ordering::Relaxed),
-        )
+        (traffic.to_guest.load(Ordering::Relaxed), traffic.from_guest.load(Ordering::Relaxed))
     }
 }
 

@@ -55,10 +55,7 @@ where
 {
     let call = link.begin()?;
     let answers = in_time(link, method(call.streaming(), request.into_inner())).await?;
-    Ok(Response::new(Answers {
-        messages: answers.into_inner(),
-        _call: call,
-    }))
+    Ok(Response::new(Answers { messages: answers.into_inner(), _call: call }))
 }
 
 /// Streams both ways.
@@ -73,10 +70,7 @@ where
     let call = link.begin()?;
     let (input, _) = Input::new(request.into_inner(), call.cancel.clone());
     let answers = in_time(link, method(call.streaming(), input)).await?;
-    Ok(Response::new(Answers {
-        messages: answers.into_inner(),
-        _call: call,
-    }))
+    Ok(Response::new(Answers { messages: answers.into_inner(), _call: call }))
 }
 
 /// A stream, then one answer. A guest that takes nothing more for [`ANSWER_TIMEOUT`] is given up.
@@ -139,18 +133,8 @@ pub(super) struct Input<Q> {
 
 impl<Q> Input<Q> {
     fn new(messages: Streaming<Q>, cancel: CancellationToken) -> (Self, Arc<Progress>) {
-        let progress = Arc::new(Progress {
-            started: Instant::now(),
-            handed_over_ms: AtomicU64::new(0),
-        });
-        (
-            Self {
-                messages,
-                cancel,
-                progress: progress.clone(),
-            },
-            progress,
-        )
+        let progress = Arc::new(Progress { started: Instant::now(), handed_over_ms: AtomicU64::new(0) });
+        (Self { messages, cancel, progress: progress.clone() }, progress)
     }
 }
 
@@ -192,8 +176,7 @@ impl Progress {
     }
 
     fn record_handed_over(&self) {
-        self.handed_over_ms
-            .store(self.elapsed_ms().max(1), Ordering::Relaxed);
+        self.handed_over_ms.store(self.elapsed_ms().max(1), Ordering::Relaxed);
     }
 
     fn record_waiting(&self) {

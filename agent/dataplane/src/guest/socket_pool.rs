@@ -73,12 +73,7 @@ pub struct Loan {
 
 impl SocketPool {
     pub fn new(execution: ExecutionId, notices: Notices) -> Arc<Self> {
-        Arc::new(Self {
-            execution,
-            notices,
-            free_count: Semaphore::new(0),
-            sockets: Mutex::default(),
-        })
+        Arc::new(Self { execution, notices, free_count: Semaphore::new(0), sockets: Mutex::default() })
     }
 
     /// Takes over unconnected sockets that the agent made in the guest's namespace.
@@ -125,13 +120,7 @@ impl SocketPool {
         let id = held.last_loan;
         held.lent.insert(id, socket);
         drop(held);
-        Ok((
-            duplicate.into(),
-            Loan {
-                pool: self.clone(),
-                id,
-            },
-        ))
+        Ok((duplicate.into(), Loan { pool: self.clone(), id }))
     }
 
     /// Cuts every connection off and closes all sockets. Borrowers see the end of their connection.
@@ -174,11 +163,10 @@ impl SocketPool {
         }
         held.asked_at = Some(Instant::now());
         drop(held);
-        self.notices
-            .offer(from_dataplane::Message::NeedSockets(NeedSockets {
-                execution: self.execution.to_string(),
-                count: count as u32,
-            }));
+        self.notices.offer(from_dataplane::Message::NeedSockets(NeedSockets {
+            execution: self.execution.to_string(),
+            count: count as u32,
+        }));
     }
 
     fn lock(&self) -> MutexGuard<'_, Sockets> {

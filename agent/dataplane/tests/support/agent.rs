@@ -26,15 +26,8 @@ impl Agent {
     /// Connects and greets.
     pub(crate) async fn connect(path: &Path) -> (Self, Holding) {
         let socket = PacketSocket::connect(path).await.unwrap();
-        let mut agent = Self {
-            socket,
-            next_id: 0,
-            notices: Vec::new(),
-        };
-        let hello = Message::Hello(Hello {
-            generation: GENERATION,
-            host_id: String::new(),
-        });
+        let mut agent = Self { socket, next_id: 0, notices: Vec::new() };
+        let hello = Message::Hello(Hello { generation: GENERATION, host_id: String::new() });
         match agent.call(hello, Vec::new()).await {
             Reply::Holding(holding) => (agent, holding),
             other => panic!("{other:?}"),
@@ -44,10 +37,7 @@ impl Agent {
     pub(crate) async fn send(&mut self, message: Message, descriptors: &[OwnedFd]) -> u64 {
         self.next_id += 1;
         let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        let message = ToDataplane {
-            id: self.next_id,
-            message: Some(message),
-        };
+        let message = ToDataplane { id: self.next_id, message: Some(message) };
         self.socket.send(&message, &borrowed).await.unwrap();
         self.next_id
     }
@@ -56,12 +46,7 @@ impl Agent {
     pub(crate) async fn reply(&mut self, id: u64) -> Reply {
         let wait = async {
             loop {
-                let (reply, _) = self
-                    .socket
-                    .recv()
-                    .await
-                    .unwrap()
-                    .expect("an open control connection");
+                let (reply, _) = self.socket.recv().await.unwrap().expect("an open control connection");
                 let message = reply.message.unwrap();
                 match reply.id {
                     0 => self.notices.push(message),
@@ -72,9 +57,7 @@ impl Agent {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), wait)
-            .await
-            .expect("a reply")
+        tokio::time::timeout(Duration::from_secs(30), wait).await.expect("a reply")
     }
 
     pub(crate) async fn call(&mut self, message: Message, descriptors: Vec<OwnedFd>) -> Reply {
@@ -87,18 +70,11 @@ impl Agent {
             return self.notices.remove(0);
         }
         let wait = async {
-            let (reply, _) = self
-                .socket
-                .recv()
-                .await
-                .unwrap()
-                .expect("an open control connection");
+            let (reply, _) = self.socket.recv().await.unwrap().expect("an open control connection");
             assert_eq!(reply.id, 0, "{reply:?}");
             reply.message.unwrap()
         };
-        tokio::time::timeout(Duration::from_secs(30), wait)
-            .await
-            .expect("a notice")
+        tokio::time::timeout(Duration::from_secs(30), wait).await.expect("a notice")
     }
 }
 
@@ -124,11 +100,7 @@ pub(crate) fn attach(execution: ExecutionId, sandbox: SandboxId, generation: u64
 }
 
 pub(crate) fn identity() -> GuestIdentity {
-    GuestIdentity {
-        epoch: 1,
-        host_name: "sandbox".into(),
-        ..GuestIdentity::default()
-    }
+    GuestIdentity { epoch: 1, host_name: "sandbox".into(), ..GuestIdentity::default() }
 }
 
 pub(crate) fn claim(execution: ExecutionId, token: &str, deadline: Duration) -> Message {
@@ -141,7 +113,5 @@ pub(crate) fn claim(execution: ExecutionId, token: &str, deadline: Duration) -> 
 }
 
 pub(crate) fn serve_gateway(execution: ExecutionId) -> Message {
-    Message::ServeGateway(ServeGateway {
-        execution: execution.to_string(),
-    })
+    Message::ServeGateway(ServeGateway { execution: execution.to_string() })
 }

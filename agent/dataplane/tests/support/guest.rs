@@ -39,19 +39,14 @@ impl FakeGuest {
         let service = GuestServer::new(self.clone());
         tokio::spawn(async move {
             let incoming = TcpListenerStream::new(listener);
-            let _ = tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(incoming)
-                .await;
+            let _ =
+                tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await;
         })
     }
 
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let expected = format!("Bearer {}", self.seen.lock().unwrap().token);
-        let given = request
-            .metadata()
-            .get("authorization")
-            .and_then(|value| value.to_str().ok());
+        let given = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
         match given == Some(expected.as_str()) {
             true => Ok(()),
             false => Err(Status::unauthenticated("who are you")),
@@ -77,16 +72,11 @@ impl Guest for FakeGuest {
         let request = request.into_inner();
         let mut seen = self.seen.lock().unwrap();
         if request.token == "refused" {
-            return Err(Status::permission_denied(
-                "no, and \u{1b}[31mthis text is the guest's",
-            ));
+            return Err(Status::permission_denied("no, and \u{1b}[31mthis text is the guest's"));
         }
         seen.token = request.token.clone();
         seen.claims.push(request);
-        Ok(Response::new(ClaimReply {
-            protocol_generation: 1,
-            ..ClaimReply::default()
-        }))
+        Ok(Response::new(ClaimReply { protocol_generation: 1, ..ClaimReply::default() }))
     }
 
     async fn personalise(&self, request: Request<PersonaliseRequest>) -> Reply<PersonaliseReply> {
@@ -94,9 +84,7 @@ impl Guest for FakeGuest {
         let mut seen = self.seen.lock().unwrap();
         seen.token = request.new_token.clone();
         seen.personalises.push(request);
-        Ok(Response::new(PersonaliseReply {
-            protocol_generation: 1,
-        }))
+        Ok(Response::new(PersonaliseReply { protocol_generation: 1 }))
     }
 
     async fn quiesce(&self, request: Request<QuiesceRequest>) -> Reply<QuiesceReply> {
@@ -107,10 +95,7 @@ impl Guest for FakeGuest {
 
     async fn status(&self, request: Request<StatusRequest>) -> Reply<StatusReply> {
         self.check(&request)?;
-        Ok(Response::new(StatusReply {
-            epoch: 1,
-            ..StatusReply::default()
-        }))
+        Ok(Response::new(StatusReply { epoch: 1, ..StatusReply::default() }))
     }
 
     type ExecStream = Outputs<ExecOutput>;
@@ -130,12 +115,10 @@ impl Guest for FakeGuest {
                     () = sender.closed() => return,
                 };
                 let answer = match next {
-                    Some(Ok(ExecInput {
-                        input: Some(exec_input::Input::Start(_)),
-                    })) => output(exec_output::Output::Started(ExecStarted { pid: 7 })),
-                    Some(Ok(ExecInput {
-                        input: Some(exec_input::Input::Stdin(bytes)),
-                    })) => {
+                    Some(Ok(ExecInput { input: Some(exec_input::Input::Start(_)) })) => {
+                        output(exec_output::Output::Started(ExecStarted { pid: 7 }))
+                    }
+                    Some(Ok(ExecInput { input: Some(exec_input::Input::Stdin(bytes)) })) => {
                         count += bytes.len();
                         output(exec_output::Output::Stdout(bytes))
                     }
@@ -147,10 +130,7 @@ impl Guest for FakeGuest {
                     return;
                 }
             }
-            let exited = ExecExited {
-                exit_code: (count % 256) as i32,
-                ..ExecExited::default()
-            };
+            let exited = ExecExited { exit_code: (count % 256) as i32, ..ExecExited::default() };
             let _ = sender.send(Ok(output(exec_output::Output::Exited(exited)))).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
@@ -185,9 +165,7 @@ impl Guest for FakeGuest {
         let count = request.limit_bytes / request.offset;
         let chunks = futures::stream::iter(0..count).map(move |_| {
             seen.lock().unwrap().chunks_produced += 1;
-            Ok(FileChunk {
-                chunk: Some(file_chunk::Chunk::Data(chunk.clone())),
-            })
+            Ok(FileChunk { chunk: Some(file_chunk::Chunk::Data(chunk.clone())) })
         });
         Ok(Response::new(Box::pin(chunks)))
     }
@@ -198,9 +176,7 @@ impl Guest for FakeGuest {
         let mut size = 0;
         while let Some(message) = input.next().await {
             match message {
-                Ok(WriteFileInput {
-                    input: Some(write_file_input::Input::Data(data)),
-                }) => size += data.len(),
+                Ok(WriteFileInput { input: Some(write_file_input::Input::Data(data)) }) => size += data.len(),
                 Ok(_) => {}
                 Err(status) => {
                     self.seen.lock().unwrap().uploads.push(Err(size));
@@ -209,31 +185,19 @@ impl Guest for FakeGuest {
             }
         }
         self.seen.lock().unwrap().uploads.push(Ok(size));
-        Ok(Response::new(FileEntry {
-            size_bytes: size as u64,
-            ..FileEntry::default()
-        }))
+        Ok(Response::new(FileEntry { size_bytes: size as u64, ..FileEntry::default() }))
     }
 
     async fn stat_file(&self, request: Request<StatFileRequest>) -> Reply<FileEntry> {
         self.check(&request)?;
         tokio::time::sleep(Duration::from_millis(1)).await;
-        Ok(Response::new(FileEntry {
-            path: request.into_inner().path,
-            ..FileEntry::default()
-        }))
+        Ok(Response::new(FileEntry { path: request.into_inner().path, ..FileEntry::default() }))
     }
 
     async fn list_directory(&self, _: Request<ListDirectoryRequest>) -> Reply<ListDirectoryReply> {
         // One answer larger than the gateway takes.
-        let entry = FileEntry {
-            path: "x".repeat(4096),
-            ..FileEntry::default()
-        };
-        Ok(Response::new(ListDirectoryReply {
-            entries: vec![entry; 2000],
-            truncated: false,
-        }))
+        let entry = FileEntry { path: "x".repeat(4096), ..FileEntry::default() };
+        Ok(Response::new(ListDirectoryReply { entries: vec![entry; 2000], truncated: false }))
     }
 
     async fn make_directory(&self, _: Request<MakeDirectoryRequest>) -> Reply<FileEntry> {

@@ -9,6 +9,7 @@
 )]
 
 pub(crate) mod agent;
+pub(crate) mod fleet;
 pub(crate) mod guest;
 pub(crate) mod namespace;
 pub(crate) mod process;

@@ -34,9 +34,7 @@ impl Namespace {
 
     pub(crate) fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, is_done) = std::sync::mpsc::channel();
-        self.work
-            .send(Box::new(move || done.send(work()).unwrap()))
-            .unwrap();
+        self.work.send(Box::new(move || done.send(work()).unwrap())).unwrap();
         is_done.recv().unwrap()
     }
 
@@ -61,20 +59,12 @@ impl Namespace {
 
     /// Connections of the guest's address that the kernel knows, by its own table.
     pub(crate) fn established(&self) -> usize {
-        let output = self.run(|| {
-            Command::new("ss")
-                .args(["-Htn", "state", "established"])
-                .output()
-                .unwrap()
-        });
+        let output = self.run(|| Command::new("ss").args(["-Htn", "state", "established"]).output().unwrap());
         String::from_utf8(output.stdout).unwrap().lines().count()
     }
 }
 
 fn ip(arguments: &[&str]) {
-    let status = Command::new("ip")
-        .args(arguments)
-        .status()
-        .expect("`ip` (package iproute2)");
+    let status = Command::new("ip").args(arguments).status().expect("`ip` (package iproute2)");
     assert!(status.success(), "ip {arguments:?}");
 }

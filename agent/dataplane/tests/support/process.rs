@@ -32,11 +32,7 @@ impl Dataplane {
             .arg(&config)
             .spawn()
             .unwrap();
-        let mut this = Self {
-            child,
-            control,
-            _directory: directory,
-        };
+        let mut this = Self { child, control, _directory: directory };
         this.wait_for_socket();
         this
     }
