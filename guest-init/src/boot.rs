@@ -91,11 +91,7 @@ fn boot() -> Result<(), Error> {
 /// In the order of their file names, which the image gives them.
 fn load_modules() -> Result<(), Error> {
     let failed = |path: &Path| {
-        let name = path
-            .file_name()
-            .map(OsStr::to_string_lossy)
-            .unwrap_or_default()
-            .into_owned();
+        let name = path.file_name().map(OsStr::to_string_lossy).unwrap_or_default().into_owned();
         move |error| Error::Module(name, error)
     };
     let directory = fs::read_dir(MODULES).map_err(failed(Path::new(MODULES)))?;
@@ -121,9 +117,7 @@ fn serve() -> Result<(), Error> {
     runtime.block_on(async {
         let guest = Arc::new(Guest::new(Effects::Guest));
         let address = SocketAddr::from((net::GUEST, GUEST_RPC_PORT));
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|error| Error::Listen(address, error))?;
+        let listener = TcpListener::bind(address).await.map_err(|error| Error::Listen(address, error))?;
         // As tasks of their own: a panic ends the task and is seen here, it does not unwind through init.
         let reaper = tokio::spawn(reap::run(guest.processes.clone()));
         let server = tokio::spawn(server::serve(listener, net::GATEWAY.into(), guest));

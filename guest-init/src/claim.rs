@@ -61,9 +61,7 @@ pub struct ClaimState {
 
 impl std::fmt::Debug for ClaimState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClaimState")
-            .field("epoch", &self.epoch())
-            .finish_non_exhaustive()
+        f.debug_struct("ClaimState").field("epoch", &self.epoch()).finish_non_exhaustive()
     }
 }
 
@@ -74,11 +72,7 @@ impl ClaimState {
         if !bearer.is_some_and(|bearer| holder.token.matches(bearer)) {
             return Err(Error::WrongToken);
         }
-        if holder.ready {
-            Ok(())
-        } else {
-            Err(Error::NotReady)
-        }
+        if holder.ready { Ok(()) } else { Err(Error::NotReady) }
     }
 
     pub fn epoch(&self) -> u64 {
@@ -108,16 +102,9 @@ impl ClaimState {
         let holder = self.holder.as_ref().ok_or(Error::NotClaimed)?;
         let repeat = epoch == holder.epoch
             && holder.token.matches(new)
-            && holder
-                .previous
-                .as_ref()
-                .is_some_and(|previous| previous.matches(old));
+            && holder.previous.as_ref().is_some_and(|previous| previous.matches(old));
         if repeat {
-            return Ok(if holder.ready {
-                Decision::Repeat
-            } else {
-                Decision::Apply
-            });
+            return Ok(if holder.ready { Decision::Repeat } else { Decision::Apply });
         }
         if !holder.token.matches(old) {
             return Err(Error::WrongToken);
@@ -139,21 +126,12 @@ impl ClaimState {
 
     fn record(&mut self, token: &str, previous: Option<Token>, epoch: u64) {
         let token = Token(token.as_bytes().to_vec());
-        self.holder = Some(Holder {
-            token,
-            previous,
-            epoch,
-            ready: false,
-        });
+        self.holder = Some(Holder { token, previous, epoch, ready: false });
     }
 }
 
 fn check_token(token: &str) -> Result<(), Error> {
-    if (TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&token.len()) {
-        Ok(())
-    } else {
-        Err(Error::BadToken)
-    }
+    if (TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&token.len()) { Ok(()) } else { Err(Error::BadToken) }
 }
 
 #[cfg(test)]

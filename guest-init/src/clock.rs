@@ -23,11 +23,7 @@ pub fn to_us(time: SystemTime) -> i64 {
 
 pub fn from_us(time_us: i64) -> SystemTime {
     let distance = Duration::from_micros(time_us.unsigned_abs());
-    if time_us < 0 {
-        UNIX_EPOCH - distance
-    } else {
-        UNIX_EPOCH + distance
-    }
+    if time_us < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
 }
 
 pub fn now_us() -> i64 {
@@ -36,9 +32,8 @@ pub fn now_us() -> i64 {
 
 /// Microseconds since the kernel started.
 pub fn since_boot_us() -> i64 {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
-        i64::try_from(Duration::from(time).as_micros()).unwrap_or(i64::MAX)
-    })
+    clock_gettime(ClockId::CLOCK_BOOTTIME)
+        .map_or(0, |time| i64::try_from(Duration::from(time).as_micros()).unwrap_or(i64::MAX))
 }
 
 /// Sets the wall clock.

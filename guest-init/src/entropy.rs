@@ -16,19 +16,12 @@ pub enum Error {
 }
 
 pub fn check(bytes: &[u8]) -> Result<(), Error> {
-    if (BYTES_MIN..=BYTES_MAX).contains(&bytes.len()) {
-        Ok(())
-    } else {
-        Err(Error::Length(bytes.len()))
-    }
+    if (BYTES_MIN..=BYTES_MAX).contains(&bytes.len()) { Ok(()) } else { Err(Error::Length(bytes.len())) }
 }
 
 /// Mixes the bytes into the kernel's pool and makes it draw from there at once.
 pub fn reseed(bytes: &[u8]) -> Result<(), Error> {
     check(bytes)?;
-    let random = OpenOptions::new()
-        .write(true)
-        .open("/dev/urandom")
-        .map_err(Error::Reseed)?;
+    let random = OpenOptions::new().write(true).open("/dev/urandom").map_err(Error::Reseed)?;
     sys::add_entropy(&random, bytes).map_err(Error::Reseed)
 }

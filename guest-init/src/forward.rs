@@ -1,8 +1,5 @@
 //! Carries one TCP connection to a server on the guest's own loopback, which previews reach through here.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "the guest's own loopback is all it dials"
-)]
+#![expect(clippy::disallowed_methods, reason = "the guest's own loopback is all it dials")]
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -54,10 +51,9 @@ pub async fn connect(input: &mut Streaming<ForwardFrame>) -> Result<TcpStream, S
         _ => return Err(Error::Port(open.port).into()),
     };
     let mut refused = io::Error::from(io::ErrorKind::ConnectionRefused);
-    for address in [
-        SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-        SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
-    ] {
+    for address in
+        [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))]
+    {
         match TcpStream::connect(address).await {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
@@ -66,11 +62,7 @@ pub async fn connect(input: &mut Streaming<ForwardFrame>) -> Result<TcpStream, S
             Err(error) => refused = error,
         }
     }
-    Err(Error::Refused {
-        port,
-        source: refused,
-    }
-    .into())
+    Err(Error::Refused { port, source: refused }.into())
 }
 
 /// Copies both ways until both sides are closed, or the caller leaves.

@@ -117,10 +117,7 @@ impl Guest {
 
     /// The defaults of processes started from now on.
     pub fn environment(&self) -> Arc<BTreeMap<String, String>> {
-        self.environment
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.environment.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub async fn claim(
@@ -128,8 +125,7 @@ impl Guest {
         token: &str,
         personalisation: Option<Personalisation>,
     ) -> Result<Decision, Error> {
-        self.change(personalisation, |state, epoch| state.claim(token, epoch))
-            .await
+        self.change(personalisation, |state, epoch| state.claim(token, epoch)).await
     }
 
     pub async fn personalise(
@@ -138,8 +134,7 @@ impl Guest {
         new: &str,
         personalisation: Option<Personalisation>,
     ) -> Result<Decision, Error> {
-        self.change(personalisation, |state, epoch| state.personalise(old, new, epoch))
-            .await
+        self.change(personalisation, |state, epoch| state.personalise(old, new, epoch)).await
     }
 
     async fn change(
@@ -171,19 +166,10 @@ fn check(personalisation: &Personalisation) -> Result<Identity, Error> {
     if personalisation.time_us <= 0 {
         return Err(clock::Error::BeforeEpoch.into());
     }
-    if let Some(name) = personalisation
-        .environment
-        .keys()
-        .find(|name| !is_variable_name(name))
-    {
+    if let Some(name) = personalisation.environment.keys().find(|name| !is_variable_name(name)) {
         return Err(Error::VariableName(name.clone()));
     }
-    let Personalisation {
-        host_name,
-        machine_id,
-        boot_id,
-        ..
-    } = personalisation;
+    let Personalisation { host_name, machine_id, boot_id, .. } = personalisation;
     Ok(Identity::new(host_name, machine_id, boot_id)?)
 }
 

@@ -121,27 +121,15 @@ mod tests {
         assert!(Identity::new("sbx-01", MACHINE_ID, BOOT_ID).is_ok());
         for host_name in ["", "a b", "a\nb", "a.b", &"a".repeat(64)] {
             assert!(
-                matches!(
-                    Identity::new(host_name, MACHINE_ID, BOOT_ID),
-                    Err(Error::HostName)
-                ),
+                matches!(Identity::new(host_name, MACHINE_ID, BOOT_ID), Err(Error::HostName)),
                 "{host_name:?}"
             );
         }
-        assert!(matches!(
-            Identity::new("a", &MACHINE_ID[1..], BOOT_ID),
-            Err(Error::MachineId)
-        ));
-        for boot_id in [
-            "",
-            MACHINE_ID,
-            "2cbb51a3-1bf2-4fbc-8e0d-4a2b0d5c6e7g",
-            "2cbb51a31bf2-4fbc-8e0d-4a2b-0d5c6e7f",
-        ] {
-            assert!(
-                matches!(Identity::new("a", MACHINE_ID, boot_id), Err(Error::BootId)),
-                "{boot_id:?}"
-            );
+        assert!(matches!(Identity::new("a", &MACHINE_ID[1..], BOOT_ID), Err(Error::MachineId)));
+        for boot_id in
+            ["", MACHINE_ID, "2cbb51a3-1bf2-4fbc-8e0d-4a2b0d5c6e7g", "2cbb51a31bf2-4fbc-8e0d-4a2b-0d5c6e7f"]
+        {
+            assert!(matches!(Identity::new("a", MACHINE_ID, boot_id), Err(Error::BootId)), "{boot_id:?}");
         }
     }
 

@@ -34,9 +34,7 @@ fn ensure_mount(source: &str, at: &str, kind: &str, flags: MsFlags, options: &st
     mount(Some(source), at, Some(kind), flags, Some(options)).map_err(|error| Error::Mount(at.into(), error))
 }
 
-const QUIET: MsFlags = MsFlags::MS_NOSUID
-    .union(MsFlags::MS_NODEV)
-    .union(MsFlags::MS_NOEXEC);
+const QUIET: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 
 /// What is needed to find disks and load modules.
 pub fn mount_kernel_file_systems() -> Result<(), Error> {

@@ -43,11 +43,7 @@ pub fn resolve(path: &str, user: &User) -> Result<String, Error> {
     } else {
         format!("{}/{path}", default_directory(user).trim_end_matches('/'))
     };
-    if absolute.len() > PATH_BYTES_MAX {
-        Err(Error::TooLong)
-    } else {
-        Ok(absolute)
-    }
+    if absolute.len() > PATH_BYTES_MAX { Err(Error::TooLong) } else { Ok(absolute) }
 }
 
 #[cfg(test)]
@@ -57,9 +53,7 @@ mod tests {
 
     #[test]
     fn paths_are_absolute_or_begin_somewhere_known() {
-        let user = Accounts::new("ada:x:7:7::/tmp:/bin/sh\n", "")
-            .get_user("ada")
-            .expect("known");
+        let user = Accounts::new("ada:x:7:7::/tmp:/bin/sh\n", "").get_user("ada").expect("known");
         let work = default_directory(&user);
         for (given, expected) in [
             ("/a/../b", "/a/../b".to_owned()),
@@ -72,9 +66,6 @@ mod tests {
         }
         assert_eq!(resolve("", &user), Err(Error::Empty));
         assert_eq!(resolve("/a\0", &user), Err(Error::ZeroByte));
-        assert_eq!(
-            resolve(&format!("/{}", "a".repeat(4095)), &user),
-            Err(Error::TooLong)
-        );
+        assert_eq!(resolve(&format!("/{}", "a".repeat(4095)), &user), Err(Error::TooLong));
     }
 }

@@ -72,9 +72,7 @@ pub struct Processes {
 
 impl std::fmt::Debug for Processes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Processes")
-            .field("running", &self.count())
-            .finish_non_exhaustive()
+        f.debug_struct("Processes").field("running", &self.count()).finish_non_exhaustive()
     }
 }
 
@@ -109,30 +107,10 @@ impl Processes {
         let began = Instant::now();
         let pid = spawn()?;
         let (exit, receiver) = watch::channel(None);
-        let Label {
-            name,
-            command,
-            journal,
-        } = label;
-        let process = Process {
-            pid,
-            name,
-            command,
-            started_us,
-            exit: None,
-            journal,
-        };
+        let Label { name, command, journal } = label;
+        let process = Process { pid, name, command, started_us, exit: None, journal };
         table.past.retain(|past| past.pid != pid);
-        table.running.insert(
-            pid,
-            Running {
-                process,
-                began,
-                exit,
-                timed_out: false,
-                end_group: false,
-            },
-        );
+        table.running.insert(pid, Running { process, began, exit, timed_out: false, end_group: false });
         Ok(Some((pid, receiver)))
     }
 
@@ -179,11 +157,8 @@ impl Processes {
     /// Ended processes first, oldest first.
     pub fn list(&self) -> Vec<Process> {
         let table = self.table();
-        let mut running: Vec<Process> = table
-            .running
-            .values()
-            .map(|running| running.process.clone())
-            .collect();
+        let mut running: Vec<Process> =
+            table.running.values().map(|running| running.process.clone()).collect();
         running.sort_by_key(|process| process.started_us);
         table.past.iter().cloned().chain(running).collect()
     }
@@ -220,23 +195,12 @@ impl Processes {
 
 impl Table {
     fn record_past(&mut self, running: Running, ended: Ended) {
-        let Running {
-            mut process,
-            began,
-            exit: sender,
-            timed_out,
-            ..
-        } = running;
+        let Running { mut process, began, exit: sender, timed_out, .. } = running;
         let (code, signal) = match ended {
             Ended::Exited(code) => (code, 0),
             Ended::Signalled(signal) => (128 + signal, signal.unsigned_abs()),
         };
-        let exit = Exit {
-            code,
-            signal,
-            timed_out,
-            duration: began.elapsed(),
-        };
+        let exit = Exit { code, signal, timed_out, duration: began.elapsed() };
         process.exit = Some(exit);
         self.past.push_back(process);
         while self.past.len() > PAST_MAX {

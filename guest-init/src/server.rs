@@ -50,13 +50,7 @@ pub async fn serve(
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES_MAX)
-        .serve_with_incoming(
-            Gate {
-                inner: service,
-                guest,
-            },
-            incoming,
-        )
+        .serve_with_incoming(Gate { inner: service, guest }, incoming)
         .await
 }
 
@@ -65,24 +59,21 @@ fn async_accept(
     peer: IpAddr,
     connections: Arc<Connections>,
 ) -> impl futures::Stream<Item = io::Result<Connection>> {
-    futures::stream::unfold(
-        (listener, connections),
-        move |(listener, connections)| async move {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, from)) => {
-                        // Anybody but the host is a process of the guest: it gets no answer at all.
-                        if is_peer(from, peer) && stream.set_nodelay(true).is_ok() {
-                            let connection = connections.open(stream);
-                            return Some((Ok(connection), (listener, connections)));
-                        }
+    futures::stream::unfold((listener, connections), move |(listener, connections)| async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, from)) => {
+                    // Anybody but the host is a process of the guest: it gets no answer at all.
+                    if is_peer(from, peer) && stream.set_nodelay(true).is_ok() {
+                        let connection = connections.open(stream);
+                        return Some((Ok(connection), (listener, connections)));
                     }
-                    // Out of descriptors or memory: both pass.
-                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 }
+                // Out of descriptors or memory: both pass.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
-        },
-    )
+        }
+    })
 }
 
 fn is_peer(from: SocketAddr, peer: IpAddr) -> bool {
@@ -113,30 +104,19 @@ impl Link {
 impl Connections {
     fn open(self: &Arc<Self>, stream: TcpStream) -> Connection {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let link = Arc::new(Link {
-            number,
-            dropped: AtomicBool::new(false),
-            waker: AtomicWaker::new(),
-        });
+        let link = Arc::new(Link { number, dropped: AtomicBool::new(false), waker: AtomicWaker::new() });
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.len() >= CONNECTIONS_MAX {
             open.remove(0).cut();
         }
         open.push(link.clone());
-        Connection {
-            stream,
-            link,
-            connections: self.clone(),
-        }
+        Connection { stream, link, connections: self.clone() }
     }
 
     /// Drops every connection but the one that says so: they were accepted in another life of this guest.
     pub fn drop_others(&self, keep: Option<ConnectionNumber>) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        for link in open
-            .iter()
-            .filter(|link| Some(ConnectionNumber(link.number)) != keep)
-        {
+        for link in open.iter().filter(|link| Some(ConnectionNumber(link.number)) != keep) {
             link.cut();
         }
     }
@@ -163,11 +143,7 @@ impl Connected for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let mut open = self
-            .connections
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.connections.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|link| link.number != self.link.number);
     }
 }
@@ -258,10 +234,5 @@ where
 }
 
 fn bearer(request: &http::Request<Body>) -> Option<&str> {
-    request
-        .headers()
-        .get(http::header::AUTHORIZATION)?
-        .to_str()
-        .ok()?
-        .strip_prefix("Bearer ")
+    request.headers().get(http::header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }

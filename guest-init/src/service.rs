@@ -62,10 +62,7 @@ fn process(process: reap::Process) -> Process {
 #[tonic::async_trait]
 impl GuestCalls for GuestService {
     async fn claim(&self, request: Request<ClaimRequest>) -> Answer<ClaimReply> {
-        let ClaimRequest {
-            token,
-            personalisation,
-        } = request.into_inner();
+        let ClaimRequest { token, personalisation } = request.into_inner();
         self.guest.claim(&token, personalisation).await?;
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Ok(Response::new(ClaimReply {
@@ -77,21 +74,12 @@ impl GuestCalls for GuestService {
 
     async fn personalise(&self, request: Request<PersonaliseRequest>) -> Answer<PersonaliseReply> {
         let connection = request.extensions().get::<ConnectionNumber>().copied();
-        let PersonaliseRequest {
-            old_token,
-            new_token,
-            personalisation,
-        } = request.into_inner();
-        let decision = self
-            .guest
-            .personalise(&old_token, &new_token, personalisation)
-            .await?;
+        let PersonaliseRequest { old_token, new_token, personalisation } = request.into_inner();
+        let decision = self.guest.personalise(&old_token, &new_token, personalisation).await?;
         if decision == Decision::Apply {
             self.connections.drop_others(connection);
         }
-        Ok(Response::new(PersonaliseReply {
-            protocol_generation: PROTOCOL_GENERATION,
-        }))
+        Ok(Response::new(PersonaliseReply { protocol_generation: PROTOCOL_GENERATION }))
     }
 
     async fn quiesce(&self, _: Request<QuiesceRequest>) -> Answer<QuiesceReply> {
@@ -115,10 +103,7 @@ impl GuestCalls for GuestService {
 
     async fn exec(&self, request: Request<Streaming<ExecInput>>) -> Answer<Self::ExecStream> {
         let mut input = request.into_inner();
-        let Some(ExecInput {
-            input: Some(Input::Start(message)),
-        }) = input.message().await?
-        else {
+        let Some(ExecInput { input: Some(Input::Start(message)) }) = input.message().await? else {
             return Err(Status::invalid_argument("the first message must be `start`"));
         };
         stream(start(&self.guest.processes, &self.guest.environment(), message, input).await?)
@@ -127,18 +112,12 @@ impl GuestCalls for GuestService {
     type AttachStream = AnswerStream<ExecOutput>;
 
     async fn attach(&self, request: Request<AttachRequest>) -> Answer<Self::AttachStream> {
-        let AttachRequest {
-            pid,
-            tail_bytes,
-            follow: wanted,
-        } = request.into_inner();
+        let AttachRequest { pid, tail_bytes, follow: wanted } = request.into_inner();
         let Some((process, exit)) = self.guest.processes.find(pid) else {
             return Err(Status::not_found(format!("no process {pid} was started here")));
         };
         let Some(journal) = process.journal else {
-            return Err(Status::failed_precondition(format!(
-                "the output of process {pid} is not retained"
-            )));
+            return Err(Status::failed_precondition(format!("the output of process {pid} is not retained")));
         };
         let (sender, receiver) = mpsc::channel(QUEUE_MESSAGES);
         let position = journal.position_of_tail(tail_bytes);
@@ -193,10 +172,7 @@ impl GuestCalls for GuestService {
     }
 
     async fn remove_path(&self, request: Request<RemovePathRequest>) -> Answer<RemovePathReply> {
-        on_files(request, |request| {
-            list::remove(request).map(|()| RemovePathReply {})
-        })
-        .await
+        on_files(request, |request| list::remove(request).map(|()| RemovePathReply {})).await
     }
 
     type WatchStream = AnswerStream<WatchEvent>;

@@ -18,11 +18,7 @@ pub enum Ended {
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// The next ended child, left unreaped so that its pid stays taken until `reap`.
@@ -31,12 +27,7 @@ pub fn find_ended_child() -> io::Result<Option<(u32, Ended)>> {
     // SAFETY: an all-zero siginfo_t is valid, and waitid only writes into it.
     let info = unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
-        match check(libc::waitid(
-            libc::P_ALL,
-            0,
-            &mut info,
-            libc::WEXITED | libc::WNOHANG | libc::WNOWAIT,
-        )) {
+        match check(libc::waitid(libc::P_ALL, 0, &mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)) {
             Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
             Err(error) => return Err(error),
             Ok(_) => info,
@@ -47,11 +38,8 @@ pub fn find_ended_child() -> io::Result<Option<(u32, Ended)>> {
     if pid == 0 {
         return Ok(None);
     }
-    let ended = if info.si_code == libc::CLD_EXITED {
-        Ended::Exited(status)
-    } else {
-        Ended::Signalled(status)
-    };
+    let ended =
+        if info.si_code == libc::CLD_EXITED { Ended::Exited(status) } else { Ended::Signalled(status) };
     Ok(Some((pid.unsigned_abs(), ended)))
 }
 
@@ -124,12 +112,7 @@ pub fn open_terminal(columns: u16, rows: u16) -> io::Result<(OwnedFd, OwnedFd)> 
 }
 
 pub fn set_terminal_size(master: &impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
-    let size = libc::winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCSWINSZ reads one winsize.
     check(unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &size) }).map(drop)
 }
@@ -186,11 +169,7 @@ pub fn set_default_route(gateway: Ipv4Addr) -> io::Result<()> {
 fn open_control_socket() -> io::Result<OwnedFd> {
     // SAFETY: a new descriptor that is ours from here on.
     unsafe {
-        let raw = check(libc::socket(
-            libc::AF_INET,
-            libc::SOCK_DGRAM | libc::SOCK_CLOEXEC,
-            0,
-        ))?;
+        let raw = check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
         Ok(OwnedFd::from_raw_fd(raw))
     }
 }
@@ -209,9 +188,7 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     let inet = libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
         sin_port: 0,
-        sin_addr: libc::in_addr {
-            s_addr: u32::from_ne_bytes(address.octets()),
-        },
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.octets()) },
         sin_zero: [0; 8],
     };
     // SAFETY: both are 16 bytes, and sockaddr is defined to be viewed as sockaddr_in.

@@ -122,11 +122,7 @@ impl Trust {
 /// misses roots at worst.
 fn rewrite(path: &Path, contents: &[u8]) -> Result<(), Error> {
     let write = || {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
         file.write_all(contents)?;
         file.set_len(contents.len() as u64)
     };
@@ -165,18 +161,8 @@ mod tests {
         assert!(check(ROOT.as_bytes()).is_ok());
         assert!(check(ROOT.repeat(2).as_bytes()).is_ok());
         let key = format!("{ROOT}-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n");
-        for bad in [
-            "hello",
-            " ",
-            "-----BEGIN CERTIFICATE-----\nAA==\n",
-            &key,
-            &ROOT.repeat(10_000),
-        ] {
-            assert!(
-                matches!(check(bad.as_bytes()), Err(Error::Malformed)),
-                "{:.40}",
-                bad
-            );
+        for bad in ["hello", " ", "-----BEGIN CERTIFICATE-----\nAA==\n", &key, &ROOT.repeat(10_000)] {
+            assert!(matches!(check(bad.as_bytes()), Err(Error::Malformed)), "{:.40}", bad);
         }
         assert!(matches!(check(b"\xff"), Err(Error::Malformed)));
     }
@@ -184,10 +170,7 @@ mod tests {
     #[test]
     fn replacing_variables_get_the_bundle_and_adding_ones_the_roots() {
         assert!(Trust::default().environment().is_empty());
-        let trust = Trust {
-            image: Vec::new(),
-            roots: ROOT.into(),
-        };
+        let trust = Trust { image: Vec::new(), roots: ROOT.into() };
         let environment = trust.environment();
         assert_eq!(environment["SSL_CERT_FILE"], BUNDLE);
         assert_eq!(environment["NODE_EXTRA_CA_CERTS"], ROOTS);

@@ -13,10 +13,7 @@ pub enum Error {
     #[error("no user {0:?} in the guest")]
     UnknownUser(String),
     #[error("cannot read {path}")]
-    Read {
-        path: &'static str,
-        source: std::io::Error,
-    },
+    Read { path: &'static str, source: std::io::Error },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,17 +49,11 @@ pub struct Accounts {
 
 impl Accounts {
     pub fn read() -> Result<Self, Error> {
-        Ok(Self {
-            passwd: read_or_empty("/etc/passwd")?,
-            group: read_or_empty("/etc/group")?,
-        })
+        Ok(Self { passwd: read_or_empty("/etc/passwd")?, group: read_or_empty("/etc/group")? })
     }
 
     pub fn new(passwd: impl Into<String>, group: impl Into<String>) -> Self {
-        Self {
-            passwd: passwd.into(),
-            group: group.into(),
-        }
+        Self { passwd: passwd.into(), group: group.into() }
     }
 
     /// A user by name or number; `""` is the default user, else root.
@@ -89,22 +80,16 @@ impl Accounts {
     }
 
     pub fn find_user_by_id(&self, uid: u32) -> Option<User> {
-        self.users()
-            .find(|user| user.uid == uid)
-            .map(|user| self.with_groups(user))
+        self.users().find(|user| user.uid == uid).map(|user| self.with_groups(user))
     }
 
     fn find_user(&self, name: &str) -> Option<User> {
-        self.users()
-            .find(|user| user.name == name)
-            .map(|user| self.with_groups(user))
+        self.users().find(|user| user.name == name).map(|user| self.with_groups(user))
     }
 
     /// The name of a user, or its number.
     pub fn user_name(&self, uid: u32) -> String {
-        self.users()
-            .find(|user| user.uid == uid)
-            .map_or_else(|| uid.to_string(), |user| user.name)
+        self.users().find(|user| user.uid == uid).map_or_else(|| uid.to_string(), |user| user.name)
     }
 
     /// The name of a group, or its number.
@@ -177,41 +162,23 @@ mod tests {
     #[test]
     fn a_user_has_its_supplementary_groups() {
         let user = accounts().get_user("user").expect("known");
-        assert_eq!(
-            (user.uid, user.gid, user.home.as_str()),
-            (1000, 1000, "/home/user")
-        );
+        assert_eq!((user.uid, user.gid, user.home.as_str()), (1000, 1000, "/home/user"));
         assert_eq!(user.groups, [1000, 27, 999]);
     }
 
     #[test]
     fn nobody_named_is_the_default_user_else_root() {
         assert_eq!(accounts().get_user("").expect("default").name, "user");
-        assert_eq!(
-            Accounts::new("root:x:0:0::/root:/bin/sh", "")
-                .get_user("")
-                .expect("root")
-                .uid,
-            0
-        );
-        assert_eq!(
-            Accounts::default().get_user("").expect("root without files"),
-            User::root()
-        );
+        assert_eq!(Accounts::new("root:x:0:0::/root:/bin/sh", "").get_user("").expect("root").uid, 0);
+        assert_eq!(Accounts::default().get_user("").expect("root without files"), User::root());
     }
 
     #[test]
     fn numbers_are_users_with_or_without_an_entry() {
         assert_eq!(accounts().get_user("1000").expect("by number").name, "user");
         let stranger = accounts().get_user("4242").expect("any number");
-        assert_eq!(
-            (stranger.uid, stranger.gid, stranger.home.as_str()),
-            (4242, 4242, "/")
-        );
-        assert!(matches!(
-            accounts().get_user("nobody-here"),
-            Err(Error::UnknownUser(_))
-        ));
+        assert_eq!((stranger.uid, stranger.gid, stranger.home.as_str()), (4242, 4242, "/"));
+        assert!(matches!(accounts().get_user("nobody-here"), Err(Error::UnknownUser(_))));
     }
 
     #[test]

@@ -10,13 +10,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::inotify::{AddWatchFlags as Flags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use roost_proto::guest::watch_event::Kind;
 use roost_proto::guest::{WatchEvent, WatchRequest};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tonic::Status;
 
 use crate::file::{Error, blocking};
@@ -30,33 +29,12 @@ const CALLS_MAX: usize = 32;
 const DIRECTORIES_MAX: usize = 4_096;
 const QUEUE_EVENTS: usize = 256;
 
-static CALLS: AtomicUsize = AtomicUsize::new(0);
-
-/// A place among the calls that may watch.
-#[derive(Debug)]
-struct Permit;
-
-impl Permit {
-    fn acquire() -> Option<Self> {
-        let taken = CALLS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-            (n < CALLS_MAX).then_some(n + 1)
-        });
-        taken.is_ok().then_some(Self)
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        CALLS.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+static CALLS: Semaphore = Semaphore::const_new(CALLS_MAX);
 
 /// Starts watching; READY is the first event, after which no change is missed.
 pub async fn start(request: WatchRequest) -> Result<mpsc::Receiver<Result<WatchEvent, Status>>, Status> {
-    let Some(permit) = Permit::acquire() else {
-        return Err(Status::resource_exhausted(format!(
-            "{CALLS_MAX} watches are open already"
-        )));
+    let Ok(permit) = CALLS.try_acquire() else {
+        return Err(Status::resource_exhausted(format!("{CALLS_MAX} watches are open already")));
     };
     let (inotify, watches, overflow) = blocking(move || open(&request)).await?;
     let ready = sys::watch_descriptor(inotify.as_fd().try_clone_to_owned()?)?;
@@ -78,19 +56,11 @@ pub async fn start(request: WatchRequest) -> Result<mpsc::Receiver<Result<WatchE
 
 fn open(request: &WatchRequest) -> Result<(Arc<Inotify>, Watches, bool), Error> {
     let path = resolve(&request.path, &Accounts::read()?.get_user("")?)?;
-    let at_path = |error: nix::Error| Error::Io {
-        path: path.clone(),
-        source: error.into(),
-    };
+    let at_path = |error: nix::Error| Error::Io { path: path.clone(), source: error.into() };
     let inotify = Arc::new(Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(at_path)?);
-    let mut watches = Watches {
-        root: PathBuf::from(&path),
-        recursive: request.recursive,
-        paths: HashMap::new(),
-    };
-    let watch = inotify
-        .add_watch(watches.root.as_path(), mask())
-        .map_err(at_path)?;
+    let mut watches =
+        Watches { root: PathBuf::from(&path), recursive: request.recursive, paths: HashMap::new() };
+    let watch = inotify.add_watch(watches.root.as_path(), mask()).map_err(at_path)?;
     watches.paths.insert(watch, watches.root.clone());
     let mut found = Vec::new();
     let root = watches.root.clone();
@@ -186,9 +156,7 @@ impl Watches {
 
     fn add(&mut self, inotify: &Inotify, path: &Path) -> bool {
         let added = inotify.add_watch(path, mask() | Flags::IN_ONLYDIR | Flags::IN_DONT_FOLLOW);
-        added
-            .map(|watch| self.paths.insert(watch, path.to_path_buf()))
-            .is_ok()
+        added.map(|watch| self.paths.insert(watch, path.to_path_buf())).is_ok()
     }
 
     fn translate(&mut self, inotify: &Inotify, events: Vec<InotifyEvent>) -> Vec<WatchEvent> {
@@ -202,10 +170,7 @@ impl Watches {
                     if let Some(path) = self.path_of(&raw) {
                         self.renamed(&from, &path);
                         let old_path = from.to_string_lossy().into_owned();
-                        translated.push(WatchEvent {
-                            old_path,
-                            ..event(Kind::Moved, &path, is_directory)
-                        });
+                        translated.push(WatchEvent { old_path, ..event(Kind::Moved, &path, is_directory) });
                     }
                     continue;
                 }
@@ -244,11 +209,7 @@ impl Watches {
 
     fn path_of(&self, raw: &InotifyEvent) -> Option<PathBuf> {
         let directory = self.paths.get(&raw.wd)?;
-        Some(
-            raw.name
-                .as_deref()
-                .map_or_else(|| directory.clone(), |name: &OsStr| directory.join(name)),
-        )
+        Some(raw.name.as_deref().map_or_else(|| directory.clone(), |name: &OsStr| directory.join(name)))
     }
 
     fn kind_of(&self, raw: &InotifyEvent, path: &Path) -> Option<Kind> {
@@ -270,11 +231,7 @@ impl Watches {
         let mut found = Vec::new();
         let mut complete = self.paths.len() < DIRECTORIES_MAX && self.add(inotify, path);
         complete &= self.descend(inotify, path, &mut found);
-        translated.extend(
-            found
-                .iter()
-                .map(|(path, is_directory)| event(Kind::Created, path, *is_directory)),
-        );
+        translated.extend(found.iter().map(|(path, is_directory)| event(Kind::Created, path, *is_directory)));
         if !complete && path.exists() {
             translated.push(event(Kind::Overflow, path, true));
         }
@@ -284,11 +241,7 @@ impl Watches {
     fn renamed(&mut self, from: &Path, to: &Path) {
         for path in self.paths.values_mut() {
             if let Ok(rest) = path.strip_prefix(from) {
-                *path = if rest.as_os_str().is_empty() {
-                    to.to_path_buf()
-                } else {
-                    to.join(rest)
-                };
+                *path = if rest.as_os_str().is_empty() { to.to_path_buf() } else { to.join(rest) };
             }
         }
     }

@@ -45,10 +45,7 @@ pub struct Journal {
 
 impl Default for Journal {
     fn default() -> Self {
-        Self {
-            retained: Mutex::default(),
-            end: watch::Sender::new((0, false)),
-        }
+        Self { retained: Mutex::default(), end: watch::Sender::new((0, false)) }
     }
 }
 
@@ -80,11 +77,7 @@ impl Journal {
     pub fn position_of_tail(&self, tail_bytes: u64) -> u64 {
         let retained = self.retained();
         let end = retained.start + retained.bytes as u64;
-        if tail_bytes == 0 {
-            retained.start
-        } else {
-            end.saturating_sub(tail_bytes).max(retained.start)
-        }
+        if tail_bytes == 0 { retained.start } else { end.saturating_sub(tail_bytes).max(retained.start) }
     }
 
     /// The first piece at or after `position`, with the position behind it.
@@ -123,11 +116,7 @@ impl Retained {
             return;
         }
         // A small piece must not keep the whole read buffer alive.
-        let bytes = if bytes.len() <= JOINED_BYTES_MAX {
-            Bytes::copy_from_slice(&bytes)
-        } else {
-            bytes
-        };
+        let bytes = if bytes.len() <= JOINED_BYTES_MAX { Bytes::copy_from_slice(&bytes) } else { bytes };
         self.chunks.push_back(Chunk { source, bytes });
     }
 
@@ -169,18 +158,13 @@ mod tests {
     #[test]
     fn the_oldest_output_is_dropped_to_the_byte() {
         let journal = Journal::default();
-        let written: Vec<u8> = (0..RETAINED_BYTES_MAX + 70_001)
-            .map(|i| (i % 251) as u8)
-            .collect();
+        let written: Vec<u8> = (0..RETAINED_BYTES_MAX + 70_001).map(|i| (i % 251) as u8).collect();
         for piece in written.chunks(40_000) {
             journal.append(Source::Stdout, Bytes::copy_from_slice(piece));
         }
         assert_eq!(journal.bytes(), RETAINED_BYTES_MAX);
         assert_eq!(read_all(&journal, 0), written[70_001..]);
-        assert_eq!(
-            read_all(&journal, journal.position_of_tail(10)),
-            written[written.len() - 10..]
-        );
+        assert_eq!(read_all(&journal, journal.position_of_tail(10)), written[written.len() - 10..]);
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -190,10 +174,7 @@ mod tests {
         assert!(journal.wait_past(0).await);
         journal.close();
         assert!(!journal.wait_past(1).await);
-        assert!(
-            journal.wait_past(0).await,
-            "what is retained is still read after the end"
-        );
+        assert!(journal.wait_past(0).await, "what is retained is still read after the end");
     }
 
     proptest! {

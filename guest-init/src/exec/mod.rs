@@ -60,14 +60,12 @@ impl From<Error> for Status {
             Error::TooManyProcesses => Self::resource_exhausted(text),
             Error::User(user::Error::Read { .. }) => Self::internal(text),
             Error::Descriptors(source) => Self::resource_exhausted(format!("{text}: {source}")),
-            Error::Spawn(spawn::Error {
-                step: Step::Clone,
-                source,
-            }) => Self::resource_exhausted(format!("{text}: {source}")),
-            Error::Spawn(spawn::Error {
-                step: Step::Exec,
-                source,
-            }) => Self::invalid_argument(format!("{text}: {source}")),
+            Error::Spawn(spawn::Error { step: Step::Clone, source }) => {
+                Self::resource_exhausted(format!("{text}: {source}"))
+            }
+            Error::Spawn(spawn::Error { step: Step::Exec, source }) => {
+                Self::invalid_argument(format!("{text}: {source}"))
+            }
             Error::Spawn(spawn::Error { step, source }) => {
                 Self::internal(format!("{text}, at step {step:?}: {source}"))
             }
@@ -107,11 +105,7 @@ pub fn prepare(
         "" => default_directory(&user),
         given => path::resolve(given, &user)?,
     };
-    let command = argv
-        .last()
-        .filter(|_| !start.shell.is_empty())
-        .cloned()
-        .unwrap_or_else(|| argv.join(" "));
+    let command = argv.last().filter(|_| !start.shell.is_empty()).cloned().unwrap_or_else(|| argv.join(" "));
     let search = environment.get("PATH").map_or(DEFAULT_PATH, String::as_str);
     let candidates = candidates(&argv[0], search);
     let (child, pipes) = open_descriptors(start).map_err(Error::Descriptors)?;
@@ -130,11 +124,7 @@ pub fn prepare(
         stderr,
         terminal: start.terminal.is_some(),
     };
-    Ok(Prepared {
-        program,
-        pipes,
-        command: command.chars().take(COMMAND_CHARS_MAX).collect(),
-    })
+    Ok(Prepared { program, pipes, command: command.chars().take(COMMAND_CHARS_MAX).collect() })
 }
 
 fn choose_argv(start: &ExecStart, has_bash: impl FnOnce() -> bool) -> Result<Vec<String>, Error> {
@@ -170,10 +160,7 @@ fn choose_environment(
     if start.terminal.is_some() {
         environment.insert("TERM".into(), "xterm-256color".into());
     }
-    let given = start
-        .environment
-        .iter()
-        .map(|(name, value)| (name.clone(), value.clone()));
+    let given = start.environment.iter().map(|(name, value)| (name.clone(), value.clone()));
     environment.extend(defaults.iter().map(|(name, value)| (name.clone(), value.clone())));
     environment.extend(given);
     if environment.len() > ENVIRONMENT_MAX {
@@ -196,10 +183,7 @@ fn candidates(program: &str, search: &str) -> Vec<String> {
         return vec![program.to_owned()];
     }
     let directory = |entry: &str| if entry.is_empty() { "." } else { entry }.to_owned();
-    search
-        .split(':')
-        .map(|entry| format!("{}/{program}", directory(entry)))
-        .collect()
+    search.split(':').map(|entry| format!("{}/{program}", directory(entry))).collect()
 }
 
 fn c_string(string: String, what: &'static str) -> Result<CString, Error> {
@@ -215,12 +199,7 @@ fn open_descriptors(start: &ExecStart) -> std::io::Result<([OwnedFd; 3], Pipes)>
     if let Some(size) = &start.terminal {
         let (master, terminal) = sys::open_terminal(clamp(size.columns, 80), clamp(size.rows, 24))?;
         let child = [terminal.try_clone()?, terminal.try_clone()?, terminal];
-        let pipes = Pipes {
-            stdin: Some(master.try_clone()?),
-            stdout: master,
-            stderr: None,
-            terminal: true,
-        };
+        let pipes = Pipes { stdin: Some(master.try_clone()?), stdout: master, stderr: None, terminal: true };
         return Ok((child, pipes));
     }
     let pipe = || nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(std::io::Error::from);
@@ -235,22 +214,13 @@ fn open_descriptors(start: &ExecStart) -> std::io::Result<([OwnedFd; 3], Pipes)>
     let (our_stderr, stderr) = pipe()?;
     sys::set_nonblocking(&our_stdout)?;
     sys::set_nonblocking(&our_stderr)?;
-    let pipes = Pipes {
-        stdin: our_stdin,
-        stdout: our_stdout,
-        stderr: Some(our_stderr),
-        terminal: false,
-    };
+    let pipes = Pipes { stdin: our_stdin, stdout: our_stdout, stderr: Some(our_stderr), terminal: false };
     Ok(([stdin, stdout, stderr], pipes))
 }
 
 /// A terminal's width or height.
 pub fn clamp(value: u32, default: u16) -> u16 {
-    if value == 0 {
-        default
-    } else {
-        u16::try_from(value).unwrap_or(u16::MAX)
-    }
+    if value == 0 { default } else { u16::try_from(value).unwrap_or(u16::MAX) }
 }
 
 #[cfg(test)]
@@ -258,37 +228,20 @@ mod tests {
     use super::*;
 
     fn shell(text: &str) -> ExecStart {
-        ExecStart {
-            shell: text.into(),
-            ..ExecStart::default()
-        }
+        ExecStart { shell: text.into(), ..ExecStart::default() }
     }
 
     fn user() -> User {
-        Accounts::new("ada:x:7:7::/home/ada:/bin/zsh\n", "")
-            .get_user("ada")
-            .expect("known")
+        Accounts::new("ada:x:7:7::/home/ada:/bin/zsh\n", "").get_user("ada").expect("known")
     }
 
     #[test]
     fn argv_or_shell_text_but_not_both() {
-        let both = ExecStart {
-            argv: vec!["a".into()],
-            ..shell("b")
-        };
+        let both = ExecStart { argv: vec!["a".into()], ..shell("b") };
         assert!(matches!(choose_argv(&both, || true), Err(Error::TwoCommands)));
-        assert!(matches!(
-            choose_argv(&ExecStart::default(), || true),
-            Err(Error::NoCommand)
-        ));
-        assert_eq!(
-            choose_argv(&shell("x y"), || true).expect("bash"),
-            ["/bin/bash", "-c", "x y"]
-        );
-        assert_eq!(
-            choose_argv(&shell("x y"), || false).expect("sh"),
-            ["/bin/sh", "-c", "x y"]
-        );
+        assert!(matches!(choose_argv(&ExecStart::default(), || true), Err(Error::NoCommand)));
+        assert_eq!(choose_argv(&shell("x y"), || true).expect("bash"), ["/bin/bash", "-c", "x y"]);
+        assert_eq!(choose_argv(&shell("x y"), || false).expect("sh"), ["/bin/sh", "-c", "x y"]);
     }
 
     #[test]
@@ -298,10 +251,7 @@ mod tests {
         start.environment.insert("A".into(), "call".into());
         let environment = choose_environment(&start, &defaults, &user()).expect("valid");
         let get = |name: &str| environment.get(name).map(String::as_str);
-        assert_eq!(
-            (get("A"), get("HOME"), get("USER")),
-            (Some("call"), Some("/guest"), Some("ada"))
-        );
+        assert_eq!((get("A"), get("HOME"), get("USER")), (Some("call"), Some("/guest"), Some("ada")));
         assert_eq!((get("TERM"), get("SHELL")), (None, Some("/bin/zsh")));
     }
 
@@ -313,11 +263,7 @@ mod tests {
             let result = choose_environment(&start, &BTreeMap::new(), &user());
             assert!(matches!(result, Err(Error::VariableName(_))), "{name:?}");
         }
-        let zero = ExecStart {
-            argv: vec!["a\0b".into()],
-            user: "0".into(),
-            ..ExecStart::default()
-        };
+        let zero = ExecStart { argv: vec!["a\0b".into()], user: "0".into(), ..ExecStart::default() };
         let result = prepare(&zero, &BTreeMap::new(), &Accounts::default());
         assert!(matches!(result, Err(Error::ZeroByte(_))));
     }

@@ -51,11 +51,7 @@ pub async fn start(
     let accounts = Accounts::read()?;
     let prepared = prepare(&start, defaults, &accounts)?;
     let journal = start.detach.then(|| Arc::new(Journal::default()));
-    let label = Label {
-        name: start.name.clone(),
-        command: prepared.command,
-        journal: journal.clone(),
-    };
+    let label = Label { name: start.name.clone(), command: prepared.command, journal: journal.clone() };
     let (sender, receiver) = mpsc::channel(QUEUE_MESSAGES);
     let program = prepared.program;
     let (pid, exit) = match processes.start(label, || spawn::spawn(&program)) {
@@ -65,17 +61,9 @@ pub async fn start(
     };
     // Our copies of the child's ends: the pipes must end with the process, not with us.
     drop(program);
-    let sink = journal
-        .clone()
-        .map_or_else(|| Sink::Call(sender.clone()), Sink::Journal);
-    let process = Accompanied {
-        processes: processes.clone(),
-        pid,
-        exit,
-    };
-    let tasks = process
-        .attach(prepared.pipes, sink, input)
-        .map_err(Error::Descriptors);
+    let sink = journal.clone().map_or_else(|| Sink::Call(sender.clone()), Sink::Journal);
+    let process = Accompanied { processes: processes.clone(), pid, exit };
+    let tasks = process.attach(prepared.pipes, sink, input).map_err(Error::Descriptors);
     let tasks = match tasks {
         Ok(tasks) => tasks,
         Err(error) => {
@@ -109,18 +97,8 @@ fn not_started(error: spawn::Error, start: &ExecStart, sender: OutputSender) -> 
         _ => return Err(Error::Spawn(error)),
     };
     let name = start.argv.first().map_or("shell", String::as_str);
-    let text = format!(
-        "{name}: {}\n",
-        if code == 127 {
-            "not found"
-        } else {
-            "cannot be executed"
-        }
-    );
-    let exit = ExecExited {
-        exit_code: code,
-        ..ExecExited::default()
-    };
+    let text = format!("{name}: {}\n", if code == 127 { "not found" } else { "cannot be executed" });
+    let exit = ExecExited { exit_code: code, ..ExecExited::default() };
     for output in [
         message(Output::Started(ExecStarted { pid: 0 })),
         piece(Source::Stderr, text.into()),
@@ -156,13 +134,7 @@ impl Accompanied {
         let pumps = channels
             .into_iter()
             .map(|(channel, source)| {
-                tokio::spawn(pump(
-                    channel,
-                    source,
-                    sink.clone(),
-                    self.exit.clone(),
-                    pipes.terminal,
-                ))
+                tokio::spawn(pump(channel, source, sink.clone(), self.exit.clone(), pipes.terminal))
             })
             .collect();
         Ok(Tasks { pumps, feed })

@@ -60,11 +60,7 @@ struct Child<'a> {
 /// Starts the process in its own session and returns its pid.
 pub fn spawn(program: &Program) -> Result<u32, Error> {
     let pointers = |strings: &[CString]| -> Vec<*const c_char> {
-        strings
-            .iter()
-            .map(|string| string.as_ptr())
-            .chain([std::ptr::null()])
-            .collect()
+        strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let mut child = Child {
         program,
@@ -86,22 +82,12 @@ pub fn spawn(program: &Program) -> Result<u32, Error> {
         let pid = libc::clone(run_child, top.cast(), flags, (&raw mut child).cast());
         let error = io::Error::last_os_error();
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        if pid < 0 {
-            Err(Error {
-                step: Step::Clone,
-                source: error,
-            })
-        } else {
-            Ok(pid.unsigned_abs())
-        }
+        if pid < 0 { Err(Error { step: Step::Clone, source: error }) } else { Ok(pid.unsigned_abs()) }
     }?;
     // SAFETY: the child wrote it through a pointer the compiler does not know of.
     match unsafe { std::ptr::read_volatile(&raw const child.failed) } {
         None => Ok(pid),
-        Some((step, number)) => Err(Error {
-            step,
-            source: io::Error::from_raw_os_error(number),
-        }),
+        Some((step, number)) => Err(Error { step, source: io::Error::from_raw_os_error(number) }),
     }
 }
 
@@ -119,7 +105,8 @@ type Failed = (Step, c_int);
 fn checked(step: Step, result: libc::c_long) -> Result<(), Failed> {
     // SAFETY: reads the errno of this thread, which is the suspended parent's.
     if result < 0 {
-        Err((step, unsafe { *libc::__errno_location() }))
+        let number = unsafe { *libc::__errno_location() };
+        Err((step, number))
     } else {
         Ok(())
     }
@@ -131,11 +118,8 @@ fn set_up_and_exec(child: &Child<'_>) -> Result<std::convert::Infallible, Failed
     // `syscall`, since glibc's wrappers would change every thread of the parent.
     unsafe {
         checked(Step::Session, libc::syscall(libc::SYS_setsid))?;
-        let standard: [RawFd; 3] = [
-            program.stdin.as_raw_fd(),
-            program.stdout.as_raw_fd(),
-            program.stderr.as_raw_fd(),
-        ];
+        let standard: [RawFd; 3] =
+            [program.stdin.as_raw_fd(), program.stdout.as_raw_fd(), program.stderr.as_raw_fd()];
         for (number, fd) in (0..).zip(standard) {
             checked(Step::Descriptors, libc::dup2(fd, number).into())?;
         }
@@ -143,22 +127,10 @@ fn set_up_and_exec(child: &Child<'_>) -> Result<std::convert::Infallible, Failed
             checked(Step::Terminal, libc::ioctl(0, libc::TIOCSCTTY, 0).into())?;
         }
         let groups = program.groups.as_ptr();
-        checked(
-            Step::Identity,
-            libc::syscall(libc::SYS_setgroups, program.groups.len(), groups),
-        )?;
-        checked(
-            Step::Identity,
-            libc::syscall(libc::SYS_setresgid, program.gid, program.gid, program.gid),
-        )?;
-        checked(
-            Step::Identity,
-            libc::syscall(libc::SYS_setresuid, program.uid, program.uid, program.uid),
-        )?;
-        checked(
-            Step::WorkingDirectory,
-            libc::chdir(program.working_directory.as_ptr()).into(),
-        )?;
+        checked(Step::Identity, libc::syscall(libc::SYS_setgroups, program.groups.len(), groups))?;
+        checked(Step::Identity, libc::syscall(libc::SYS_setresgid, program.gid, program.gid, program.gid))?;
+        checked(Step::Identity, libc::syscall(libc::SYS_setresuid, program.uid, program.uid, program.uid))?;
+        checked(Step::WorkingDirectory, libc::chdir(program.working_directory.as_ptr()).into())?;
         libc::umask(0o022);
         // Rust ignores SIGPIPE and tokio handles SIGCHLD; a fresh process has defaults and nothing blocked.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);

@@ -68,9 +68,8 @@ pub fn list(request: &ListDirectoryRequest) -> Result<ListDirectoryReply, Error>
 
 fn sorted_children(directory: &Path) -> io::Result<Vec<DirEntry>> {
     // One more than can be answered is enough to see that there are too many.
-    let mut children: Vec<DirEntry> = std::fs::read_dir(directory)?
-        .take(ENTRIES_MAX + 1)
-        .collect::<io::Result<_>>()?;
+    let mut children: Vec<DirEntry> =
+        std::fs::read_dir(directory)?.take(ENTRIES_MAX + 1).collect::<io::Result<_>>()?;
     children.sort_by_key(DirEntry::file_name);
     Ok(children)
 }
@@ -93,24 +92,12 @@ pub fn make(request: &MakeDirectoryRequest) -> Result<FileEntry, Error> {
 pub fn rename(request: &MovePathRequest) -> Result<FileEntry, Error> {
     let (from, accounts) = locate(&request.from)?;
     let (to, _) = locate(&request.to)?;
-    let flags = if request.overwrite {
-        RENAME_REPLACE
-    } else {
-        RENAME_KEEP
-    };
-    match nix::fcntl::renameat2(
-        nix::fcntl::AT_FDCWD,
-        from.as_str(),
-        nix::fcntl::AT_FDCWD,
-        to.as_str(),
-        flags,
-    ) {
+    let flags = if request.overwrite { RENAME_REPLACE } else { RENAME_KEEP };
+    match nix::fcntl::renameat2(nix::fcntl::AT_FDCWD, from.as_str(), nix::fcntl::AT_FDCWD, to.as_str(), flags)
+    {
         Ok(()) => stat(&to, false, &accounts),
         Err(nix::Error::EEXIST) => Err(Error::Exists(to)),
-        Err(error) => Err(Error::Io {
-            path: format!("{from} to {to}"),
-            source: error.into(),
-        }),
+        Err(error) => Err(Error::Io { path: format!("{from} to {to}"), source: error.into() }),
     }
 }
 

@@ -29,11 +29,7 @@ pub enum Error {
     #[error("exists already: {0}")]
     Exists(String),
     #[error("{declared} bytes were announced and {received} came: {path}")]
-    SizeDiffers {
-        path: String,
-        declared: u64,
-        received: u64,
-    },
+    SizeDiffers { path: String, declared: u64, received: u64 },
     #[error("{0}")]
     Path(#[from] path::Error),
     #[error("{0}")]
@@ -48,10 +44,7 @@ pub enum Error {
 
 impl Error {
     pub fn at(path: &str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io {
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Self::Io { path: path.to_owned(), source }
     }
 }
 
@@ -86,23 +79,13 @@ impl From<Error> for Status {
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or(Err(Error::Panicked))
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Panicked))
 }
 
 /// The entry of a path, of what a symbolic link points to if `follow`.
 pub fn stat(path: &str, follow: bool, accounts: &Accounts) -> Result<FileEntry, Error> {
-    let metadata = if follow {
-        std::fs::metadata(path)
-    } else {
-        std::fs::symlink_metadata(path)
-    };
-    Ok(entry(
-        Path::new(path),
-        &metadata.map_err(Error::at(path))?,
-        accounts,
-    ))
+    let metadata = if follow { std::fs::metadata(path) } else { std::fs::symlink_metadata(path) };
+    Ok(entry(Path::new(path), &metadata.map_err(Error::at(path))?, accounts))
 }
 
 pub fn entry(path: &Path, metadata: &Metadata, accounts: &Accounts) -> FileEntry {
@@ -117,9 +100,9 @@ pub fn entry(path: &Path, metadata: &Metadata, accounts: &Accounts) -> FileEntry
         Kind::Other
     };
     let link_target = match kind {
-        Kind::Symlink => std::fs::read_link(path)
-            .map(|to| to.to_string_lossy().into_owned())
-            .unwrap_or_default(),
+        Kind::Symlink => {
+            std::fs::read_link(path).map(|to| to.to_string_lossy().into_owned()).unwrap_or_default()
+        }
         _ => String::new(),
     };
     FileEntry {

@@ -31,20 +31,10 @@ pub async fn open(request: ReadFileRequest) -> Result<(Reading, FileChunk), Erro
             return Err(Error::NotRegular(path));
         }
         let mut file = File::open(&path).map_err(Error::at(&path))?;
-        file.seek(SeekFrom::Start(request.offset))
-            .map_err(Error::at(&path))?;
+        file.seek(SeekFrom::Start(request.offset)).map_err(Error::at(&path))?;
         let head = entry(std::path::Path::new(&path), &metadata, &accounts);
-        let left = if request.limit_bytes == 0 {
-            u64::MAX
-        } else {
-            request.limit_bytes
-        };
-        Ok((
-            Reading { file, path, left },
-            FileChunk {
-                chunk: Some(Chunk::Head(head)),
-            },
-        ))
+        let left = if request.limit_bytes == 0 { u64::MAX } else { request.limit_bytes };
+        Ok((Reading { file, path, left }, FileChunk { chunk: Some(Chunk::Head(head)) }))
     })
     .await
 }
@@ -61,9 +51,7 @@ pub async fn stream(mut reading: Reading, sender: ChunkSender) {
     loop {
         let result = blocking(move || {
             let mut buffer = BytesMut::with_capacity(READ_BYTES);
-            let wanted = usize::try_from(reading.left)
-                .unwrap_or(usize::MAX)
-                .min(READ_BYTES);
+            let wanted = usize::try_from(reading.left).unwrap_or(usize::MAX).min(READ_BYTES);
             while buffer.len() < wanted {
                 let missing = wanted - buffer.len();
                 let count =
@@ -88,13 +76,7 @@ pub async fn stream(mut reading: Reading, sender: ChunkSender) {
         }
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(MESSAGE_BYTES_MAX));
-            if sender
-                .send(Ok(FileChunk {
-                    chunk: Some(Chunk::Data(piece)),
-                }))
-                .await
-                .is_err()
-            {
+            if sender.send(Ok(FileChunk { chunk: Some(Chunk::Data(piece)) })).await.is_err() {
                 return;
             }
         }

@@ -25,10 +25,7 @@ static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
 
 /// Receives a whole file.
 pub async fn receive(mut input: Streaming<WriteFileInput>) -> Result<FileEntry, Status> {
-    let Some(WriteFileInput {
-        input: Some(Input::Head(head)),
-    }) = input.message().await?
-    else {
+    let Some(WriteFileInput { input: Some(Input::Head(head)) }) = input.message().await? else {
         return Err(Error::NoHead.into());
     };
     let mut writing = blocking(move || Writing::begin(head)).await?;
@@ -43,6 +40,9 @@ pub async fn receive(mut input: Streaming<WriteFileInput>) -> Result<FileEntry, 
             None => break,
         }
     }
+    // A call that was cancelled looks like one that ended. Pending once lets the server see which it was: it drops
+    // this future, and the temporary file with it, when the stream was reset.
+    tokio::task::yield_now().await;
     Ok(blocking(move || writing.finish()).await?)
 }
 
@@ -72,10 +72,9 @@ impl Writing {
             make_parents(parent, &user)?;
         }
         let (mode, owner) = match std::fs::metadata(&destination) {
-            Ok(metadata) if metadata.is_file() => (
-                metadata.permissions().mode() & 0o7777,
-                (metadata.uid(), metadata.gid()),
-            ),
+            Ok(metadata) if metadata.is_file() => {
+                (metadata.permissions().mode() & 0o7777, (metadata.uid(), metadata.gid()))
+            }
             Ok(_) => return Err(Error::NotRegular(path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => (DEFAULT_MODE, (user.uid, user.gid)),
             Err(source) => return Err(Error::Io { path, source }),
@@ -114,8 +113,7 @@ impl Writing {
                 Some(Uid::from_raw(self.owner.0)),
                 Some(Gid::from_raw(self.owner.1)),
             )?;
-            self.file
-                .set_permissions(std::fs::Permissions::from_mode(self.mode))?;
+            self.file.set_permissions(std::fs::Permissions::from_mode(self.mode))?;
             if self.modified_us != 0 {
                 self.file.set_modified(clock::from_us(self.modified_us))?;
             }
@@ -126,11 +124,7 @@ impl Writing {
     }
 
     fn size_differs(&self) -> Error {
-        Error::SizeDiffers {
-            path: self.path.clone(),
-            declared: self.declared,
-            received: self.received,
-        }
+        Error::SizeDiffers { path: self.path.clone(), declared: self.declared, received: self.received }
     }
 }
 
@@ -142,11 +136,7 @@ impl Temporary {
     fn create(directory: &Path) -> io::Result<(File, Self)> {
         let number = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
         let path = directory.join(format!(".roost-write-{}-{number}", clock::now_us()));
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         Ok((file, Self(path)))
     }
 
