@@ -1,0 +1,245 @@
+//! The story of one request: check, policy, credentials, intent, upstream, response.
+//!
+//! Every way out of it leaves exactly one row in the audit trail.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{Request, Response, StatusCode, Uri, Version};
+use http_body_util::Either;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::client::legacy;
+use roost_daemon::telemetry::chain;
+use roost_domain::audit::{Scheme, SecretUse, reason};
+
+use super::body::{RequestBody, ResponseBody, ResponseRow, UpstreamBody};
+use super::check::{Checked, Place, check};
+use super::client::{self, Speak};
+use super::refusal::Refusal;
+use super::{Connection, header, upgrade};
+use crate::egress::audit::{Call, Outcome, Pending};
+use crate::egress::credentials;
+use crate::egress::policy::Decision;
+
+/// Until an upstream begins to answer; language models take minutes.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(900);
+
+pub(super) async fn exchange(
+    connection: &Connection,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let version = request.version();
+    let guest_upgrade = hyper::upgrade::on(&mut request);
+    let (mut parts, body) = request.into_parts();
+    let place = Place { host: &connection.flow.host, port: connection.flow.port, tls: connection.tls };
+
+    let checked = match check(&parts, place) {
+        Ok(checked) => checked,
+        Err(refusal) => return refuse(connection, &parts, false, refusal, Vec::new()).await,
+    };
+    let websocket = checked.websocket;
+    let rule_id = match connection.flow.execution.policy().decide(place.host, place.port) {
+        Decision::Permit { rule_id } => rule_id,
+        Decision::Refuse(refusal) => {
+            return refuse(connection, &parts, websocket, refusal.into(), Vec::new()).await;
+        }
+    };
+    let credentials = match credentials::judge(connection.asker(), &parts).await {
+        Ok(credentials) => credentials,
+        Err(blocked) => return refuse(connection, &parts, websocket, blocked.refusal, blocked.uses).await,
+    };
+    let call = call(connection, &parts, websocket, credentials.uses());
+    let execution = &connection.flow.execution;
+    let pending = match execution.audit().begin(&execution.subject, call).await {
+        Ok(pending) => pending,
+        Err(error) => return unaudited(connection, &error, version),
+    };
+
+    let bytes_out = Arc::new(AtomicU64::new(0));
+    credentials.inject(&mut parts.headers);
+    prepare(connection, &mut parts, checked);
+    let request = Request::from_parts(parts, RequestBody::new(body, Arc::clone(&bytes_out)));
+    let response = match send(connection, request, version).await {
+        Ok(response) => response,
+        Err(refusal) => {
+            pending.finish(Outcome { rule_id, ..refusal.outcome() });
+            return refusal.response(version);
+        }
+    };
+    let outcome = Outcome { rule_id, ..allowed(&response) };
+    match (response.status(), websocket) {
+        (StatusCode::SWITCHING_PROTOCOLS, true) => {
+            switch(connection, response, guest_upgrade, pending, outcome)
+        }
+        (StatusCode::SWITCHING_PROTOCOLS, false) => {
+            let message = "the upstream switched protocols without being asked";
+            let refusal = Refusal::failed(StatusCode::BAD_GATEWAY, reason::UPSTREAM_PROTOCOL, message);
+            pending.finish(refusal.outcome());
+            refusal.response(version)
+        }
+        _ => pass_on(
+            response,
+            ResponseRow { pending: Some(pending), outcome: Some(outcome), bytes_out, bytes_in: 0 },
+        ),
+    }
+}
+
+impl Connection {
+    fn scheme(&self, websocket: bool) -> Scheme {
+        match (self.tls, websocket) {
+            (true, false) => Scheme::Https,
+            (true, true) => Scheme::Wss,
+            (false, false) => Scheme::Http,
+            (false, true) => Scheme::Ws,
+        }
+    }
+
+    fn asker(&self) -> credentials::Asker<'_> {
+        let Self { flow, tls } = self;
+        credentials::Asker {
+            execution: &flow.execution,
+            host: &flow.host,
+            tls: *tls,
+            by_address: flow.by_address,
+        }
+    }
+}
+
+/// The request as the guest sent it, for its row.
+fn call<'a>(
+    connection: &'a Connection,
+    parts: &'a Parts,
+    websocket: bool,
+    secrets: Vec<SecretUse>,
+) -> Call<'a> {
+    Call {
+        method: Some(parts.method.as_str()),
+        path: Some(parts.uri.path()),
+        secrets,
+        ..connection.flow.call(connection.scheme(websocket))
+    }
+}
+
+async fn refuse(
+    connection: &Connection,
+    parts: &Parts,
+    websocket: bool,
+    refusal: Refusal,
+    secrets: Vec<SecretUse>,
+) -> Response<ResponseBody> {
+    let execution = &connection.flow.execution;
+    let call = call(connection, parts, websocket, secrets);
+    match execution.audit().reject(&execution.subject, call, refusal.outcome()).await {
+        Ok(()) => refusal.response(parts.version),
+        Err(error) => unaudited(connection, &error, parts.version),
+    }
+}
+
+/// What cannot be recorded does not happen.
+fn unaudited(
+    connection: &Connection,
+    error: &crate::egress::audit::Error,
+    version: Version,
+) -> Response<ResponseBody> {
+    tracing::error!(execution = %connection.flow.execution.id, error = chain(error), "a request cannot be audited");
+    let message = "this host cannot record outbound calls at the moment; try again later";
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason::LIMIT, message).response(version)
+}
+
+/// Makes the guest's request one of our own: same method, target and end-to-end headers, our host and hop.
+fn prepare(connection: &Connection, parts: &mut Parts, checked: Checked) {
+    header::clean_request(&mut parts.headers, &checked.nominated);
+    if checked.websocket {
+        header::set_websocket(&mut parts.headers);
+    }
+    let (scheme, default_port) = if connection.tls { ("https", 443) } else { ("http", 80) };
+    let host = connection.flow.host.url_text();
+    let authority = match connection.flow.port {
+        port if port == default_port => host,
+        port => format!("{host}:{port}"),
+    };
+    // A checked host and a port are an authority, and a parsed target stays one.
+    let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(checked.target).build();
+    parts.uri = uri.expect("a checked host, a port and a parsed target make a URI");
+    // The pool speaks whatever its connection negotiated; this is only what it accepts.
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+}
+
+async fn send(
+    connection: &Connection,
+    request: Request<RequestBody>,
+    version: Version,
+) -> Result<Response<Incoming>, Refusal> {
+    let speak = match (version, connection.tls) {
+        (Version::HTTP_2, true) => Speak::Http2,
+        (Version::HTTP_2, false) => Speak::Http2Plain,
+        _ => Speak::Http1,
+    };
+    let client = connection.flow.execution.clients.client(speak);
+    match tokio::time::timeout(HEAD_TIMEOUT, client.request(request)).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) => Err(explain(connection, &error)),
+        Err(_) => {
+            let message = format!("{} did not answer in time", connection.flow.host);
+            Err(Refusal::failed(StatusCode::GATEWAY_TIMEOUT, reason::TIMEOUT, message))
+        }
+    }
+}
+
+/// Why there is no response, in terms of what went wrong on the way.
+fn explain(connection: &Connection, error: &legacy::Error) -> Refusal {
+    let host = &connection.flow.host;
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<client::Error>() {
+            let message = format!("{host} cannot be reached: {}", chain(error));
+            return match error.is_refusal() {
+                true => Refusal::new(StatusCode::FORBIDDEN, error.reason(), message),
+                false => Refusal::failed(StatusCode::BAD_GATEWAY, error.reason(), message),
+            };
+        }
+        source = cause.source();
+    }
+    let message = format!("{host} gave no valid response: {}", chain(error));
+    Refusal::failed(StatusCode::BAD_GATEWAY, reason::UPSTREAM_PROTOCOL, message)
+}
+
+fn allowed(response: &Response<Incoming>) -> Outcome {
+    let address = response.extensions().get::<client::Address>().map(|address| address.0);
+    Outcome { address, ..Outcome::allowed(response.status().as_u16()) }
+}
+
+fn pass_on(mut response: Response<Incoming>, row: ResponseRow) -> Response<ResponseBody> {
+    header::clean_response(response.headers_mut());
+    response.extensions_mut().clear();
+    *response.version_mut() = Version::HTTP_11;
+    response.map(|body| Either::Right(UpstreamBody::new(body, row)))
+}
+
+/// Passes a granted WebSocket on, or refuses one that was granted as something else.
+fn switch(
+    connection: &Connection,
+    mut response: Response<Incoming>,
+    guest: OnUpgrade,
+    pending: Pending,
+    outcome: Outcome,
+) -> Response<ResponseBody> {
+    if !header::is_websocket(response.headers()) {
+        let message = "the upstream switched to another protocol than the one asked for";
+        let refusal = Refusal::failed(StatusCode::BAD_GATEWAY, reason::UPSTREAM_PROTOCOL, message);
+        pending.finish(refusal.outcome());
+        return refusal.response(Version::HTTP_11);
+    }
+    let upstream = hyper::upgrade::on(&mut response);
+    let granted = upgrade::Granted { guest, upstream, pending, outcome };
+    connection.flow.execution.spawn(upgrade::relay(granted));
+    header::clean_response(response.headers_mut());
+    header::set_websocket(response.headers_mut());
+    response.extensions_mut().clear();
+    response.map(|_| Either::Left(http_body_util::Full::default()))
+}

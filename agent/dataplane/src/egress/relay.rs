@@ -1,0 +1,129 @@
+//! Bytes that are not looked into: opaque TCP, and TLS of hosts on the bypass list. Policy and audit still hold.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::BytesMut;
+use roost_daemon::telemetry::chain;
+use roost_domain::audit::Scheme;
+use tokio::io::copy_bidirectional_with_sizes;
+use tokio::net::TcpStream;
+
+use super::audit::{Outcome, Pending};
+use super::classify::{Protocol, read_greeting};
+use super::listener::Flow;
+use super::stream::{Counters, GuestStream};
+use super::upstream::{dial_flow, dial_outcome};
+
+/// For each direction of a relayed connection.
+const BUFFER_BYTES: usize = 32 * 1024;
+
+/// A dialled upstream whose row is open. Dropping it completes the row with what was relayed so far.
+#[derive(Debug)]
+pub(crate) struct Relayed {
+    upstream: TcpStream,
+    row: Row,
+}
+
+#[derive(Debug)]
+struct Row {
+    pending: Option<Pending>,
+    address: SocketAddr,
+    rule_id: Option<String>,
+    /// Read is from the guest, written to it.
+    counters: Arc<Counters>,
+}
+
+impl Row {
+    fn finish(&mut self, detail: Option<String>) {
+        if let Some(pending) = self.pending.take() {
+            let bytes_in = self.counters.written.load(Ordering::Relaxed);
+            let bytes_out = self.counters.read.load(Ordering::Relaxed);
+            let rule_id = self.rule_id.take();
+            pending.finish(Outcome {
+                detail,
+                rule_id,
+                ..Outcome::tunnelled(self.address, bytes_in, bytes_out)
+            });
+        }
+    }
+}
+
+impl Drop for Row {
+    fn drop(&mut self) {
+        self.finish(Some("ended by detach".to_owned()));
+    }
+}
+
+/// Who spoke first on a connection whose guest was silent.
+pub(crate) enum FirstWord {
+    Server(Relayed),
+    /// What the guest said is to be served as what it is; the upstream connection is closed again.
+    Guest(Protocol),
+}
+
+/// Relays between a guest and where it wants to go.
+pub(crate) async fn serve(flow: Flow, guest: GuestStream, scheme: Scheme) {
+    match begin(&flow, scheme).await {
+        Some(relayed) => relayed.run(guest).await,
+        None => guest.reset(),
+    }
+}
+
+/// Dials for a silent guest and waits for whoever speaks first.
+pub(crate) async fn first_word(
+    flow: &Flow,
+    guest: &mut GuestStream,
+    bytes: &mut BytesMut,
+) -> Option<FirstWord> {
+    let mut relayed = begin(flow, Scheme::Tcp).await?;
+    tokio::select! {
+        biased;
+        spoken = read_greeting(guest, std::time::Duration::MAX, bytes) => match spoken {
+            Ok(Protocol::Opaque) => Some(FirstWord::Server(relayed)),
+            Ok(protocol) => {
+                relayed.row.finish(Some("the guest spoke first; closed to inspect it".to_owned()));
+                Some(FirstWord::Guest(protocol))
+            }
+            Err(_) => {
+                relayed.row.finish(None);
+                None
+            }
+        },
+        _ = relayed.upstream.readable() => Some(FirstWord::Server(relayed)),
+    }
+}
+
+async fn begin(flow: &Flow, scheme: Scheme) -> Option<Relayed> {
+    let execution = &flow.execution;
+    let pending = match execution.audit().begin(&execution.subject, flow.call(scheme)).await {
+        Ok(pending) => pending,
+        Err(error) => {
+            tracing::error!(execution = %execution.id, error = chain(&error), "refused a call that cannot be audited");
+            return None;
+        }
+    };
+    match dial_flow(flow).await {
+        Ok((upstream, address)) => {
+            let rule_id = flow.rule_id.clone();
+            let row = Row { pending: Some(pending), address, rule_id, counters: Arc::default() };
+            Some(Relayed { upstream, row })
+        }
+        Err(error) => {
+            tracing::debug!(execution = %execution.id, host = %flow.host, error = chain(&error), "dial failed");
+            pending.finish(Outcome { rule_id: flow.rule_id.clone(), ..dial_outcome(&error) });
+            None
+        }
+    }
+}
+
+impl Relayed {
+    /// Copies both ways until both are done or one fails.
+    pub(crate) async fn run(mut self, mut guest: GuestStream) {
+        guest.count_also(Arc::clone(&self.row.counters));
+        let copied =
+            copy_bidirectional_with_sizes(&mut guest, &mut self.upstream, BUFFER_BYTES, BUFFER_BYTES).await;
+        self.row.finish(copied.err().map(|error| error.to_string()));
+    }
+}

@@ -1,0 +1,62 @@
+//! The egress process from its first task to its last.
+
+use std::sync::Arc;
+
+use roost_daemon::health::{self, Health, Registry};
+use roost_daemon::packet;
+use roost_daemon::shutdown::{self, DRAIN_DEADLINE, Drained, Shutdown};
+
+use super::credentials::NoScheduler;
+use super::{Egress, system_connector};
+use crate::{config, control};
+
+/// Only the agent, which is root, and the process itself open the control socket.
+const CONTROL_MODE: u32 = 0o600;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("wait for signals")]
+    Signals(#[from] shutdown::Error),
+    #[error("control socket")]
+    Control(#[from] packet::Error),
+    #[error("health address")]
+    Health(#[from] health::Error),
+    #[error("own directory")]
+    Open(#[from] super::Error),
+}
+
+/// Serves until SIGTERM, then drains.
+pub async fn run(process: config::Settings) -> Result<(), Error> {
+    let shutdown = Shutdown::on_signals()?;
+    let health = Health::new();
+    let ready = health.check("control");
+    let (notices, notice_queue) = control::notices();
+    let egress = Arc::new(open(&process)?);
+
+    if let Some(address) = &process.health {
+        let listener = health::bind(address).await?;
+        let registry = Arc::new(Registry::default());
+        tokio::spawn(health::serve(listener, health.clone(), registry, shutdown.clone()));
+    }
+    let agents = packet::listen(&process.process.control_socket, CONTROL_MODE)?;
+    let agent_uid = process.process.agent_uid;
+    shutdown.spawn(control::serve(agents, agent_uid, Arc::clone(&egress), notice_queue, shutdown.clone()));
+    let reporting = Arc::clone(&egress);
+    tokio::spawn(async move { reporting.report_traffic(&notices).await });
+    let watching = Arc::clone(&egress);
+    tokio::spawn(async move { watching.watch_certificates().await });
+    ready.pass();
+    tracing::info!(control = %process.process.control_socket.display(), "egress serves");
+
+    shutdown.requested().await;
+    ready.fail("stopping");
+    if let Drained::GivenUp { tasks } = shutdown.drain(DRAIN_DEADLINE).await {
+        tracing::warn!(tasks, "stopped with tasks under way");
+    }
+    Ok(())
+}
+
+fn open(process: &config::Settings) -> Result<Egress, super::Error> {
+    let settings = process.egress.clone().unwrap_or_default();
+    Egress::open(settings, &process.process.directory, Arc::new(NoScheduler), system_connector)
+}

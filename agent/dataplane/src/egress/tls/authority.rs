@@ -1,0 +1,155 @@
+//! The host's certificate authority for guests: its key, which never leaves this directory, and its certificate.
+//!
+//! ```text
+//! egress-ca.key   made here, 0600
+//! egress-ca.csr   made here, taken to the scheduler by the agent
+//! egress-ca.pem   put here by the agent: the intermediate, then what leads to the root
+//! ```
+//! The certificate is looked for every few seconds, so that joining and renewal need no restart. One that does not
+//! belong to the key or does not parse is reported and the former one stays.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use rcgen::{Issuer, KeyPair, PublicKeyData};
+use roost_daemon::telemetry::chain;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::identity;
+
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+const NAME: &str = "egress-ca";
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("key and request")]
+    Key(#[from] identity::Error),
+    #[error("reading {}", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    #[error("the key in {}", .0.display())]
+    ParseKey(PathBuf, #[source] rcgen::Error),
+    #[error("{} holds no certificate", .0.display())]
+    Empty(PathBuf),
+    #[error("certificate {}", .0.display())]
+    Certificate(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("certificate {} belongs to another key", .0.display())]
+    OtherKey(PathBuf),
+}
+
+/// What leaves are signed with.
+pub(crate) struct Signer {
+    pub(crate) issuer: Issuer<'static, KeyPair>,
+    /// Sent to the guest after the leaf.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) not_after: OffsetDateTime,
+    /// Grows with every certificate loaded.
+    pub(crate) number: u64,
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Signer").field("number", &self.number).field("not_after", &self.not_after).finish()
+    }
+}
+
+/// The authority in its current state: none until the host has joined.
+#[derive(Debug)]
+pub(crate) struct Authority {
+    directory: PathBuf,
+    signer: ArcSwapOption<Signer>,
+}
+
+impl Authority {
+    /// Makes key and request where they are missing, and loads the certificate if it is there.
+    pub(crate) fn open(directory: &Path) -> Result<Self, Error> {
+        identity::ensure_request(directory, NAME)?;
+        let authority = Self { directory: directory.to_owned(), signer: ArcSwapOption::empty() };
+        authority.load_logged();
+        Ok(authority)
+    }
+
+    /// The signer, unless its certificate is missing or over.
+    pub(crate) fn find_signer(&self) -> Option<Arc<Signer>> {
+        self.signer.load_full().filter(|signer| OffsetDateTime::now_utc() < signer.not_after)
+    }
+
+    /// Takes up new certificates, for ever.
+    pub(crate) async fn watch(&self) {
+        let mut seen = self.stamp();
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let stamp = self.stamp();
+            if stamp != seen {
+                seen = stamp;
+                self.load_logged();
+            }
+        }
+    }
+
+    /// Changes whenever the agent replaced the certificate.
+    fn stamp(&self) -> Option<(SystemTime, u64)> {
+        let metadata = std::fs::metadata(self.path("pem")).ok()?;
+        Some((metadata.modified().ok()?, metadata.len()))
+    }
+
+    fn path(&self, extension: &str) -> PathBuf {
+        self.directory.join(NAME).with_extension(extension)
+    }
+
+    fn load_logged(&self) {
+        match self.load() {
+            Ok(Some(signer)) => {
+                tracing::info!(not_after = %signer.not_after, "TLS of guests is inspected with a new certificate");
+                self.signer.store(Some(Arc::new(signer)));
+            }
+            Ok(None) => tracing::info!("no certificate for inspecting TLS yet"),
+            Err(error) => tracing::error!(error = chain(&error), "certificate for inspecting TLS not taken"),
+        }
+    }
+
+    fn load(&self) -> Result<Option<Signer>, Error> {
+        let Some(certificates) = self.find_chain()? else { return Ok(None) };
+        let path = self.path("pem");
+        let key = self.load_key()?;
+        let intermediate = certificates[0].clone();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&intermediate)
+            .map_err(|error| Error::Certificate(path.clone(), error.into()))?;
+        if parsed.public_key().raw != key.subject_public_key_info() {
+            return Err(Error::OtherKey(path));
+        }
+        let not_after = parsed.validity().not_after.to_datetime();
+        let issuer = Issuer::from_ca_cert_der(&intermediate, key)
+            .map_err(|error| Error::Certificate(path, error.into()))?;
+        let number = self.signer.load().as_ref().map_or(1, |signer| signer.number + 1);
+        Ok(Some(Signer { issuer, chain: certificates, not_after, number }))
+    }
+
+    fn load_key(&self) -> Result<KeyPair, Error> {
+        let path = self.path("key");
+        let pem = std::fs::read_to_string(&path).map_err(|error| Error::Read(path.clone(), error))?;
+        KeyPair::from_pem(&Zeroizing::new(pem)).map_err(|error| Error::ParseKey(path, error))
+    }
+
+    /// The certificate chain, if the agent has put one here.
+    fn find_chain(&self) -> Result<Option<Vec<CertificateDer<'static>>>, Error> {
+        let path = self.path("pem");
+        let pem = match std::fs::read(&path) {
+            Ok(pem) => pem,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::Read(path, error)),
+        };
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+        match chain {
+            Ok(chain) if chain.is_empty() => Err(Error::Empty(path)),
+            Ok(chain) => Ok(Some(chain)),
+            Err(error) => Err(Error::Certificate(path, error.into())),
+        }
+    }
+}
