@@ -60,6 +60,7 @@ codes! {
     WorkspaceForbidden, "WORKSPACE_FORBIDDEN", 403, "WorkspaceForbiddenError", final, "this key is bound to another workspace";
     QuotaExceeded, "quota_exceeded", 403, "PermissionError", final, "free something or raise the quota that is named";
     EgressHostNotAllowed, "EGRESS_HOST_NOT_ALLOWED", 403, "EgressHostNotAllowedError", final, "allow the host in the egress policy or in the secret";
+    SecretNotTheirs, "secret_not_theirs", 403, "PermissionError", final, "send the value too, or use a secret of the sandbox's own user";
     OperatorOnly, "operator_only", 403, "PermissionError", final, "ask the operator of this installation";
     NotFound, "not_found", 404, "NotFoundError", final, "check the id: it does not exist or is not yours";
     MethodNotAllowed, "method_not_allowed", 405, "MiosaError", final, "use a method that this path has";
