@@ -5,4 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
+pub mod fleet;
+pub mod pki;
+pub mod secret;
 pub mod store;
+pub mod usage;

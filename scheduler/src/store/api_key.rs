@@ -55,9 +55,5 @@ pub fn revoke(tx: &mut Tx<'_>, tenant: &str, id: &str, now_us: i64) -> Result<bo
 
 /// Notes a use. Call it seldom (once a minute per key): it is a write.
 pub fn record_use(tx: &mut Tx<'_>, id: &str, now_us: i64) -> Result<(), Error> {
-    tx.execute(
-        "UPDATE api_key SET last_used_us = ?2 WHERE id = ?1",
-        params![id, now_us],
-    )
-    .map(|_| ())
+    tx.execute("UPDATE api_key SET last_used_us = ?2 WHERE id = ?1", params![id, now_us]).map(|_| ())
 }

@@ -50,6 +50,11 @@ pub fn insert(tx: &mut Tx<'_>, row: &AuditRow) -> Result<(), Error> {
     record::insert(tx, row)
 }
 
+/// For rows that may come twice under the same id.
+pub fn insert_if_absent(tx: &mut Tx<'_>, row: &AuditRow) -> Result<bool, Error> {
+    record::insert_if_absent(tx, row)
+}
+
 pub fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<AuditRow>, Error> {
     let mut where_ = Conditions::new("tenant_id", &filter.tenant_id);
     where_.push_if("workspace_id", "=", &filter.workspace_id);
@@ -62,22 +67,12 @@ pub fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<AuditRow>, Error> {
     where_.push_if("external_project_id", "=", &filter.external_project_id);
     where_.push_if("time_us", ">=", &filter.since_us);
     where_.push_if("time_us", "<", &filter.until_us);
-    let (order, beyond) = if filter.newest_first {
-        ("DESC", "<")
-    } else {
-        ("ASC", ">")
-    };
+    let (order, beyond) = if filter.newest_first { ("DESC", "<") } else { ("ASC", ">") };
     if let Some((time_us, id)) = &filter.after {
         let (time, id) = (where_.place(*time_us), where_.place(id));
-        where_.push_clause(format!(
-            "(time_us {beyond} {time} OR (time_us = {time} AND id {beyond} {id}))"
-        ));
+        where_.push_clause(format!("(time_us {beyond} {time} OR (time_us = {time} AND id {beyond} {id}))"));
     }
     let limit = where_.place(filter.limit);
     let (where_, params) = where_.finish();
-    record::list(
-        tx,
-        &format!("{where_} ORDER BY time_us {order}, id {order} LIMIT {limit}"),
-        &params,
-    )
+    record::list(tx, &format!("{where_} ORDER BY time_us {order}, id {order} LIMIT {limit}"), &params)
 }

@@ -30,16 +30,10 @@ pub fn list_after(
     let mut where_ = Conditions::new("tenant_id", tenant);
     where_.push_if("sandbox_id", "=", &sandbox);
     let (time, id) = (where_.place(after.0), where_.place(after.1));
-    where_.push_clause(format!(
-        "(created_us > {time} OR (created_us = {time} AND id > {id}))"
-    ));
+    where_.push_clause(format!("(created_us > {time} OR (created_us = {time} AND id > {id}))"));
     let limit = where_.place(limit);
     let (where_, params) = where_.finish();
-    record::list(
-        tx,
-        &format!("{where_} ORDER BY created_us, id LIMIT {limit}"),
-        &params,
-    )
+    record::list(tx, &format!("{where_} ORDER BY created_us, id LIMIT {limit}"), &params)
 }
 
 pub fn find(tx: &mut Tx<'_>, tenant: &str, id: &str) -> Result<Option<Event>, Error> {

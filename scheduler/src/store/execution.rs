@@ -39,11 +39,7 @@ pub fn find(tx: &mut Tx<'_>, id: &str) -> Result<Option<Execution>, Error> {
 }
 
 pub fn list(tx: &mut Tx<'_>, sandbox: &str) -> Result<Vec<Execution>, Error> {
-    record::list(
-        tx,
-        "WHERE sandbox_id = ?1 ORDER BY started_us, id",
-        params![sandbox],
-    )
+    record::list(tx, "WHERE sandbox_id = ?1 ORDER BY started_us, id", params![sandbox])
 }
 
 /// How many launches a sandbox has had.

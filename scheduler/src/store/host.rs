@@ -56,11 +56,7 @@ pub fn list(tx: &mut Tx<'_>) -> Result<Vec<Host>, Error> {
 
 /// Hosts that may take a new sandbox: active and heard of since `seen_after_us`.
 pub fn list_placeable(tx: &mut Tx<'_>, seen_after_us: i64) -> Result<Vec<Host>, Error> {
-    record::list(
-        tx,
-        "WHERE state = 'active' AND seen_us >= ?1 ORDER BY id",
-        params![seen_after_us],
-    )
+    record::list(tx, "WHERE state = 'active' AND seen_us >= ?1 ORDER BY id", params![seen_after_us])
 }
 
 /// What the host says of itself; reservations and state are ours and stay.
@@ -107,6 +103,12 @@ pub fn adjust_reservation(tx: &mut Tx<'_>, id: &str, memory_mib: i64, disk_mib: 
 
 pub fn insert_join_token(tx: &mut Tx<'_>, token: &JoinToken) -> Result<(), Error> {
     record::insert(tx, token)
+}
+
+/// True if a host could join with this token now.
+pub fn is_join_token_live(tx: &mut Tx<'_>, sha256: &[u8], now_us: i64) -> Result<bool, Error> {
+    let sql = "SELECT id FROM join_token WHERE sha256 = ?1 AND used_us IS NULL AND expires_us > ?2";
+    Ok(tx.find_one(sql, params![sha256, now_us])?.is_some())
 }
 
 /// Uses up a token for `host`; false if there is none such, or it is used or over.

@@ -35,14 +35,8 @@ pub fn claim(tx: &mut Tx<'_>, row: &Idempotency, now_us: i64) -> Result<bool, Er
     }
     let take_over = "UPDATE idempotency SET owner = ?4, owner_until_us = ?5
         WHERE tenant_id = ?1 AND key = ?2 AND request_sha256 = ?3 AND status IS NULL AND owner_until_us <= ?6";
-    let params = params![
-        &row.tenant_id,
-        &row.key,
-        &row.request_sha256,
-        &row.owner,
-        row.owner_until_us,
-        now_us
-    ];
+    let params =
+        params![&row.tenant_id, &row.key, &row.request_sha256, &row.owner, row.owner_until_us, now_us];
     record::changed(tx, take_over, params)
 }
 

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub mod api_key;
 pub mod audit_log;
+pub mod egress_event;
 pub mod event;
 pub mod execution;
 pub mod host;
@@ -43,6 +44,9 @@ use tx::Task;
 
 /// How many jobs may wait for a writer or a reader before callers wait themselves.
 const QUEUE_JOBS: usize = 1024;
+/// Threads that read a SQLite file.
+const READERS: usize = 4;
+const AUDIT_READERS: usize = 1;
 /// How long a caller waits for a place in the queue.
 const QUEUE_WAIT: Duration = Duration::from_secs(10);
 
@@ -58,10 +62,7 @@ pub enum Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("open the store: {step}")]
-    Open {
-        step: &'static str,
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    Open { step: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("apply schema version {version}")]
     Migrate { version: i64, source: Box<Error> },
     #[error("the store's schema is version {found}, this build knows only {known}")]
@@ -78,16 +79,9 @@ pub enum Error {
     #[error("a statement's answer has no column {column}")]
     NoColumn { column: String },
     #[error("column {column} holds {found} where {expected} was expected")]
-    ColumnType {
-        column: String,
-        expected: &'static str,
-        found: &'static str,
-    },
+    ColumnType { column: String, expected: &'static str, found: &'static str },
     #[error("column {column} holds text that is not the expected JSON")]
-    Json {
-        column: String,
-        source: serde_json::Error,
-    },
+    Json { column: String, source: serde_json::Error },
     #[error("column {column} holds the unknown word {word:?}")]
     UnknownWord { column: &'static str, word: String },
     #[error("the transaction lost against others {attempts} times")]
@@ -101,10 +95,7 @@ pub enum Error {
 impl Error {
     /// True where the same call may succeed a moment later.
     pub fn is_transient(&self) -> bool {
-        matches!(
-            self,
-            Error::Contention { .. } | Error::Busy | Error::Closed | Error::Postgres(_)
-        )
+        matches!(self, Error::Contention { .. } | Error::Busy | Error::Closed | Error::Postgres(_))
     }
 }
 
@@ -124,17 +115,24 @@ impl Store {
     /// Opens the engine and applies what is missing of the schema. Blocks, so call it before serving or on a
     /// blocking thread.
     pub fn open(settings: Settings) -> Result<Store, Error> {
+        Store::open_schema(settings, schema::MAIN, READERS)
+    }
+
+    /// A store of its own for egress audit rows, so that dropping old ones is cheap and their load is not ours.
+    pub fn open_audit(settings: Settings) -> Result<Store, Error> {
+        Store::open_schema(settings, schema::AUDIT, AUDIT_READERS)
+    }
+
+    fn open_schema(settings: Settings, schema: schema::Schema, readers: usize) -> Result<Store, Error> {
         let (writes, write_jobs) = mpsc::channel(QUEUE_JOBS);
         let (reads, read_jobs) = mpsc::channel(QUEUE_JOBS);
         match settings {
-            Settings::Sqlite { path } => sqlite::start(&path, write_jobs, read_jobs)?,
+            Settings::Sqlite { path } => sqlite::start(&path, schema, readers, write_jobs, read_jobs)?,
             Settings::Postgres { url, connections } => {
-                postgres::start(&url, connections, write_jobs, read_jobs)?
+                postgres::start(&url, connections, schema, write_jobs, read_jobs)?;
             }
         }
-        Ok(Store {
-            queues: Arc::new(Queues { writes, reads }),
-        })
+        Ok(Store { queues: Arc::new(Queues { writes, reads }) })
     }
 
     /// Runs `work` in one transaction and commits it. On `Err` nothing of it remains. `work` may run again.
@@ -161,6 +159,16 @@ impl Store {
     where
         T: Send + 'static,
         F: Fn(&mut Tx<'_>) -> Result<T, Error> + Send + 'static,
+    {
+        self.examine(work).await
+    }
+
+    /// Like [`Store::read`] for work that can fail in ways of its own.
+    pub async fn examine<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        F: Fn(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
     {
         submit(&self.queues.reads, work).await
     }

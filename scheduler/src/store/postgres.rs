@@ -14,9 +14,10 @@ use postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use postgres::{Client, NoTls, Statement};
 use tokio::sync::mpsc;
 
+use super::Error;
+use super::schema::{self, Dialect, Schema};
 use super::tx::{Session as TxSession, Task, Tx};
 use super::value::{Row, Value};
-use super::{Error, schema};
 
 const ATTEMPTS: u32 = 24;
 const BACKOFF_FIRST: Duration = Duration::from_millis(1);
@@ -30,13 +31,12 @@ type Jobs = Arc<Mutex<mpsc::Receiver<Box<dyn Task>>>>;
 pub(super) fn start(
     url: &str,
     connections: usize,
+    schema: Schema,
     writes: mpsc::Receiver<Box<dyn Task>>,
     reads: mpsc::Receiver<Box<dyn Task>>,
 ) -> Result<(), Error> {
-    let config: postgres::Config = url.parse().map_err(|e| Error::Open {
-        step: "read the PostgreSQL address",
-        source: Box::new(e),
-    })?;
+    let config: postgres::Config =
+        url.parse().map_err(|e| Error::Open { step: "read the PostgreSQL address", source: Box::new(e) })?;
     let (writes, reads) = (Arc::new(Mutex::new(writes)), Arc::new(Mutex::new(reads)));
     let (ready, opened) = std::sync::mpsc::channel();
     let connections = connections.max(2);
@@ -47,13 +47,11 @@ pub(super) fn start(
             _ => (reads.clone(), "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY"),
         };
         let (config, ready) = (config.clone(), ready.clone());
+        let migrates = (number == 0).then_some(schema);
         std::thread::Builder::new()
             .name(format!("store-pg-{number}"))
-            .spawn(move || serve(&config, begin, &jobs, number == 0, &ready))
-            .map_err(|source| Error::Open {
-                step: "start a thread",
-                source: Box::new(source),
-            })?;
+            .spawn(move || serve(&config, begin, &jobs, migrates, &ready))
+            .map_err(|source| Error::Open { step: "start a thread", source: Box::new(source) })?;
     }
     for _ in 0..connections {
         opened.recv().map_err(|_| Error::Closed)??;
@@ -65,12 +63,12 @@ fn serve(
     config: &postgres::Config,
     begin: &'static str,
     jobs: &Jobs,
-    migrates: bool,
+    migrates: Option<Schema>,
     ready: &std::sync::mpsc::Sender<Result<(), Error>>,
 ) {
     let opened = Session::connect(config).and_then(|mut session| {
-        if migrates {
-            session.migrate()?;
+        if let Some(schema) = migrates {
+            session.migrate(schema)?;
         }
         Ok(session)
     });
@@ -85,10 +83,7 @@ fn serve(
         }
     };
     loop {
-        let next = jobs
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .blocking_recv();
+        let next = jobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).blocking_recv();
         let Some(mut task) = next else { return };
         let outcome = connected(&mut session, config).and_then(|session| session.run(begin, task.as_mut()));
         if session.as_ref().is_some_and(|session| session.client.is_closed()) {
@@ -122,20 +117,16 @@ impl std::fmt::Debug for Session {
 
 impl Session {
     fn connect(config: &postgres::Config) -> Result<Session, Error> {
-        let client = config.connect(NoTls).map_err(|source| Error::Open {
-            step: "connect to PostgreSQL",
-            source: Box::new(source),
-        })?;
-        Ok(Session {
-            client,
-            statements: HashMap::new(),
-        })
+        let client = config
+            .connect(NoTls)
+            .map_err(|source| Error::Open { step: "connect to PostgreSQL", source: Box::new(source) })?;
+        Ok(Session { client, statements: HashMap::new() })
     }
 
-    fn migrate(&mut self) -> Result<(), Error> {
+    fn migrate(&mut self, schema: Schema) -> Result<(), Error> {
         self.batch("BEGIN")?;
         let done = self.batch(MIGRATION_LOCK).and_then(|()| {
-            schema::migrate(&mut Tx::new(TxSession::Postgres(self)), schema::Dialect::Postgres)
+            schema::migrate(&mut Tx::new(TxSession::Postgres(self)), schema, Dialect::Postgres)
         });
         self.batch(if done.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
         done
@@ -176,16 +167,11 @@ impl Session {
             return Ok(known.clone());
         }
         let statement = self.client.prepare(&rewrite(sql)).map_err(error)?;
-        let columns = statement
-            .columns()
-            .iter()
-            .map(|column| column.name().to_owned())
-            .collect();
+        let columns = statement.columns().iter().map(|column| column.name().to_owned()).collect();
         if self.statements.len() >= STATEMENT_CACHE {
             self.statements.clear();
         }
-        self.statements
-            .insert(sql.to_owned(), (statement.clone(), Arc::clone(&columns)));
+        self.statements.insert(sql.to_owned(), (statement.clone(), Arc::clone(&columns)));
         Ok((statement, columns))
     }
 
@@ -199,10 +185,7 @@ impl Session {
         let rows = self.client.query(&statement, &borrowed(params)).map_err(error)?;
         let row = |row: postgres::Row| {
             let values = (0..columns.len()).map(|at| row.try_get::<_, Value>(at).map_err(error));
-            Ok(Row {
-                columns: columns.clone(),
-                values: values.collect::<Result<_, Error>>()?,
-            })
+            Ok(Row { columns: columns.clone(), values: values.collect::<Result<_, Error>>()? })
         };
         rows.into_iter().map(row).collect()
     }

@@ -51,19 +51,11 @@ pub fn insert(tx: &mut Tx<'_>, preview: &Preview) -> Result<bool, Error> {
 }
 
 pub fn find(tx: &mut Tx<'_>, tenant: &str, id: &str) -> Result<Option<Preview>, Error> {
-    record::find(
-        tx,
-        "WHERE tenant_id = ?1 AND id = ?2 AND deleted_us IS NULL",
-        params![tenant, id],
-    )
+    record::find(tx, "WHERE tenant_id = ?1 AND id = ?2 AND deleted_us IS NULL", params![tenant, id])
 }
 
 pub fn find_by_port(tx: &mut Tx<'_>, sandbox: &str, port: u16) -> Result<Option<Preview>, Error> {
-    record::find(
-        tx,
-        "WHERE sandbox_id = ?1 AND port = ?2 AND deleted_us IS NULL",
-        params![sandbox, port],
-    )
+    record::find(tx, "WHERE sandbox_id = ?1 AND port = ?2 AND deleted_us IS NULL", params![sandbox, port])
 }
 
 pub fn find_by_key(tx: &mut Tx<'_>, key: &str) -> Result<Option<Preview>, Error> {
@@ -71,11 +63,7 @@ pub fn find_by_key(tx: &mut Tx<'_>, key: &str) -> Result<Option<Preview>, Error>
 }
 
 pub fn list(tx: &mut Tx<'_>, sandbox: &str) -> Result<Vec<Preview>, Error> {
-    record::list(
-        tx,
-        "WHERE sandbox_id = ?1 AND deleted_us IS NULL ORDER BY created_us, id",
-        params![sandbox],
-    )
+    record::list(tx, "WHERE sandbox_id = ?1 AND deleted_us IS NULL ORDER BY created_us, id", params![sandbox])
 }
 
 pub fn set_visibility(tx: &mut Tx<'_>, id: &str, visibility: &str, now_us: i64) -> Result<bool, Error> {
@@ -112,6 +100,14 @@ pub fn remove_all(tx: &mut Tx<'_>, sandbox: &str, now_us: i64) -> Result<(), Err
     Ok(())
 }
 
+/// Ids of previews changed or removed at or after `since_us`, with their sandboxes and the time of the change.
+pub fn list_updated(tx: &mut Tx<'_>, since_us: i64, limit: u32) -> Result<Vec<(String, String, i64)>, Error> {
+    let sql =
+        "SELECT id, sandbox_id, updated_us FROM preview WHERE updated_us >= ?1 ORDER BY updated_us LIMIT ?2";
+    let rows = tx.query(sql, params![since_us, limit])?;
+    rows.iter().map(|row| Ok((row.text("id")?, row.text("sandbox_id")?, row.int("updated_us")?))).collect()
+}
+
 pub fn insert_token(tx: &mut Tx<'_>, token: &ShareToken) -> Result<(), Error> {
     record::insert(tx, token)
 }
@@ -129,11 +125,7 @@ pub fn list_live_tokens(tx: &mut Tx<'_>, preview: &str, now_us: i64) -> Result<V
 
 /// Tokens of one kind of a sandbox, dead ones included.
 pub fn list_tokens(tx: &mut Tx<'_>, sandbox: &str, kind: &str) -> Result<Vec<ShareToken>, Error> {
-    record::list(
-        tx,
-        "WHERE sandbox_id = ?1 AND kind = ?2 ORDER BY created_us, tid",
-        params![sandbox, kind],
-    )
+    record::list(tx, "WHERE sandbox_id = ?1 AND kind = ?2 ORDER BY created_us, tid", params![sandbox, kind])
 }
 
 pub fn revoke_token(tx: &mut Tx<'_>, tenant: &str, tid: &str, now_us: i64) -> Result<bool, Error> {

@@ -3,6 +3,7 @@
 //! A subject without a `quota` row has no limit; its use is counted all the same, so that a limit set later is right.
 
 use super::record::{self, record};
+use super::sandbox::Sandbox;
 use super::{Error, Tx, params};
 
 record! {
@@ -54,6 +55,80 @@ pub struct Amount {
     pub disk_mib: i64,
 }
 
+impl Amount {
+    /// What a sandbox counts for as long as it exists.
+    pub fn resting(sandbox: &Sandbox) -> Amount {
+        Amount { sandboxes: 1, disk_mib: signed(sandbox.disk_mib), ..Amount::default() }
+    }
+
+    /// What it counts for on top of that because it is wanted running.
+    pub fn running(sandbox: &Sandbox) -> Amount {
+        Amount {
+            concurrent: 1,
+            vcpus: signed(sandbox.vcpus),
+            memory_mib: signed(sandbox.memory_mib),
+            ..Amount::default()
+        }
+    }
+}
+
+impl std::ops::Neg for Amount {
+    type Output = Amount;
+
+    fn neg(self) -> Amount {
+        Amount {
+            sandboxes: -self.sandboxes,
+            concurrent: -self.concurrent,
+            vcpus: -self.vcpus,
+            memory_mib: -self.memory_mib,
+            disk_mib: -self.disk_mib,
+        }
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Everybody a sandbox counts against.
+pub fn subjects(sandbox: &Sandbox) -> Vec<Subject> {
+    let subject = |subject, subject_id: &str| Subject {
+        tenant_id: sandbox.tenant_id.clone(),
+        subject,
+        subject_id: subject_id.to_owned(),
+    };
+    let mut subjects = vec![
+        subject("tenant", &sandbox.tenant_id),
+        subject("workspace", &sandbox.workspace_id),
+        subject("project", &sandbox.project_id),
+    ];
+    subjects.extend(sandbox.external_workspace_id.as_deref().map(|id| subject("external_workspace", id)));
+    subjects.extend(sandbox.external_user_id.as_deref().map(|id| subject("external_user", id)));
+    subjects
+}
+
+/// Counts what has already happened, whatever the limits say: a host's own transition is a fact.
+pub fn count(tx: &mut Tx<'_>, sandbox: &Sandbox, amount: Amount) -> Result<(), Error> {
+    let sql =
+        "UPDATE quota_use SET sandboxes = sandboxes + ?4, concurrent = concurrent + ?5, vcpus = vcpus + ?6,
+        memory_mib = memory_mib + ?7, disk_mib = disk_mib + ?8
+        WHERE tenant_id = ?1 AND subject = ?2 AND subject_id = ?3";
+    for subject in subjects(sandbox) {
+        let added = params![
+            &subject.tenant_id,
+            subject.subject,
+            &subject.subject_id,
+            amount.sandboxes,
+            amount.concurrent,
+            amount.vcpus,
+            amount.memory_mib,
+            amount.disk_mib
+        ];
+        tx.execute(sql, added)?;
+    }
+    Ok(())
+}
+
 /// Adds for one subject if every limit that grows still holds: the decision is this statement. False = refused.
 pub fn reserve(tx: &mut Tx<'_>, subject: &Subject, amount: Amount) -> Result<bool, Error> {
     let zero = "INSERT INTO quota_use (tenant_id, subject, subject_id, sandboxes, concurrent, vcpus, memory_mib, disk_mib)
@@ -92,20 +167,12 @@ pub fn reserve(tx: &mut Tx<'_>, subject: &Subject, amount: Amount) -> Result<boo
 
 pub fn find(tx: &mut Tx<'_>, subject: &Subject) -> Result<Option<Quota>, Error> {
     let tail = "WHERE tenant_id = ?1 AND subject = ?2 AND subject_id = ?3";
-    record::find(
-        tx,
-        tail,
-        params![&subject.tenant_id, subject.subject, &subject.subject_id],
-    )
+    record::find(tx, tail, params![&subject.tenant_id, subject.subject, &subject.subject_id])
 }
 
 pub fn find_use(tx: &mut Tx<'_>, subject: &Subject) -> Result<Option<QuotaUse>, Error> {
     let tail = "WHERE tenant_id = ?1 AND subject = ?2 AND subject_id = ?3";
-    record::find(
-        tx,
-        tail,
-        params![&subject.tenant_id, subject.subject, &subject.subject_id],
-    )
+    record::find(tx, tail, params![&subject.tenant_id, subject.subject, &subject.subject_id])
 }
 
 pub fn set(tx: &mut Tx<'_>, quota: &Quota) -> Result<(), Error> {

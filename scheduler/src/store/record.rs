@@ -71,18 +71,12 @@ pub(crate) use record;
 
 fn insert_statement<T: Record>() -> String {
     let places: Vec<String> = (1..=T::COLUMNS.len()).map(|at| format!("?{at}")).collect();
-    format!(
-        "INSERT INTO {} ({}) VALUES ({})",
-        T::TABLE,
-        T::COLUMNS.join(", "),
-        places.join(", ")
-    )
+    format!("INSERT INTO {} ({}) VALUES ({})", T::TABLE, T::COLUMNS.join(", "), places.join(", "))
 }
 
 /// Inserts, or fails with [`Error::Unique`].
 pub(super) fn insert<T: Record>(tx: &mut Tx<'_>, record: &T) -> Result<(), Error> {
-    tx.execute(&insert_statement::<T>(), &record.values()?)
-        .map(|_| ())
+    tx.execute(&insert_statement::<T>(), &record.values()?).map(|_| ())
 }
 
 /// Inserts unless some unique index already has such a row; true if it did.

@@ -139,15 +139,35 @@ impl Filter {
 }
 
 fn json(text: &str) -> Result<String, Error> {
-    serde_json::to_string(text).map_err(|source| Error::Json {
-        column: "(parameter)".into(),
-        source,
-    })
+    serde_json::to_string(text).map_err(|source| Error::Json { column: "(parameter)".into(), source })
 }
 
 /// False if its slug is taken in its workspace or under its preview domain (or its id exists).
 pub fn insert(tx: &mut Tx<'_>, sandbox: &Sandbox) -> Result<bool, Error> {
-    record::insert_if_absent(tx, sandbox)
+    if !record::insert_if_absent(tx, sandbox)? {
+        return Ok(false);
+    }
+    if let Some(host) = &sandbox.host_id {
+        insert_placement(tx, &sandbox.id, sandbox.placement_epoch, host, sandbox.created_us)?;
+    }
+    Ok(true)
+}
+
+/// True if the sandbox was ever on that host.
+pub fn was_ever_placed(tx: &mut Tx<'_>, id: &str, host: &str) -> Result<bool, Error> {
+    let sql = "SELECT epoch FROM placement WHERE sandbox_id = ?1 AND host_id = ?2 LIMIT 1";
+    Ok(tx.find_one(sql, params![id, host])?.is_some())
+}
+
+fn insert_placement(tx: &mut Tx<'_>, id: &str, epoch: u64, host: &str, now_us: i64) -> Result<(), Error> {
+    let sql = "INSERT INTO placement (sandbox_id, epoch, host_id, from_us) VALUES (?1, ?2, ?3, ?4)";
+    tx.execute(sql, params![id, epoch, host, now_us]).map(|_| ())
+}
+
+/// True if the sandbox was on that host under that epoch, now or earlier.
+pub fn was_placed(tx: &mut Tx<'_>, id: &str, epoch: u64, host: &str) -> Result<bool, Error> {
+    let sql = "SELECT epoch FROM placement WHERE sandbox_id = ?1 AND epoch = ?2 AND host_id = ?3";
+    Ok(tx.find_one(sql, params![id, epoch, host])?.is_some())
 }
 
 pub fn find(tx: &mut Tx<'_>, tenant: &str, id: &str) -> Result<Option<Sandbox>, Error> {
@@ -185,11 +205,7 @@ pub fn is_slug_in_workspace(tx: &mut Tx<'_>, workspace: &str, slug: &str) -> Res
 
 pub fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Sandbox>, Error> {
     let mut where_ = filter.conditions()?;
-    let (order, beyond) = if filter.newest_first {
-        ("DESC", "<")
-    } else {
-        ("ASC", ">")
-    };
+    let (order, beyond) = if filter.newest_first { ("DESC", "<") } else { ("ASC", ">") };
     if let Some((created_us, id)) = &filter.after {
         let (created, id) = (where_.place(*created_us), where_.place(id));
         where_.push_clause(format!(
@@ -206,19 +222,12 @@ pub fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Sandbox>, Error> {
 pub fn count_by_state(tx: &mut Tx<'_>, filter: &Filter) -> Result<BTreeMap<String, i64>, Error> {
     let (where_, params) = filter.conditions()?.finish();
     let sql = format!("SELECT state, COUNT(*) AS n FROM sandbox {where_} GROUP BY state");
-    tx.query(&sql, &params)?
-        .iter()
-        .map(|row| Ok((row.text("state")?, row.int("n")?)))
-        .collect()
+    tx.query(&sql, &params)?.iter().map(|row| Ok((row.text("state")?, row.int("n")?))).collect()
 }
 
 /// What is placed on a host and not gone.
 pub fn list_placed(tx: &mut Tx<'_>, host: &str) -> Result<Vec<Sandbox>, Error> {
-    record::list(
-        tx,
-        "WHERE host_id = ?1 AND destroyed_us IS NULL ORDER BY id",
-        params![host],
-    )
+    record::list(tx, "WHERE host_id = ?1 AND destroyed_us IS NULL ORDER BY id", params![host])
 }
 
 /// Sandboxes wanted running whose deadline has passed.
@@ -236,11 +245,7 @@ pub fn set_desired(tx: &mut Tx<'_>, id: &str, run: &str, now_us: i64) -> Result<
     if !record::changed(tx, sql, params![id, run, now_us])? {
         return Ok(None);
     }
-    let row = tx.query_one(
-        "sandbox",
-        "SELECT generation FROM sandbox WHERE id = ?1",
-        params![id],
-    )?;
+    let row = tx.query_one("sandbox", "SELECT generation FROM sandbox WHERE id = ?1", params![id])?;
     row.uint("generation").map(Some)
 }
 
@@ -252,11 +257,7 @@ pub fn set_placement(tx: &mut Tx<'_>, sandbox: &Sandbox, host: &str, now_us: i64
         adopted_seq = 0,
         memory_reserved_mib = memory_mib, disk_reserved_mib = disk_mib, execution_id = NULL, updated_us = ?4
         WHERE id = ?1 AND placement_epoch = ?3";
-    record::changed(
-        tx,
-        sql,
-        params![&sandbox.id, host, sandbox.placement_epoch, now_us],
-    )
+    record::changed(tx, sql, params![&sandbox.id, host, sandbox.placement_epoch, now_us])
 }
 
 /// Notes what the sandbox now has reserved on its host; the host's sum is changed beside it.
@@ -289,10 +290,7 @@ pub fn update(
     changes: &Changes,
     now_us: i64,
 ) -> Result<bool, Error> {
-    let mut sets = vec![
-        "updated_us = ?3".to_owned(),
-        "spec_version = spec_version + 1".to_owned(),
-    ];
+    let mut sets = vec!["updated_us = ?3".to_owned(), "spec_version = spec_version + 1".to_owned()];
     let mut params = vec![Value::from(tenant), Value::from(id), Value::from(now_us)];
     let mut set = |column: &str, value: Value| {
         params.push(value);
@@ -326,10 +324,7 @@ pub fn update(
     if let Some(on_timeout) = &changes.on_timeout {
         set("on_timeout", on_timeout.into());
     }
-    for (column, flag) in [
-        ("always_on", changes.always_on),
-        ("auto_resume", changes.auto_resume),
-    ] {
+    for (column, flag) in [("always_on", changes.always_on), ("auto_resume", changes.auto_resume)] {
         if let Some(flag) = flag {
             set(column, flag.into());
         }
@@ -405,11 +400,9 @@ pub fn adopt_local(
     record::changed(tx, sql, params![id, base_generation, run, seq, now_us])
 }
 
-/// Sandboxes changed at or after `since_us`, for route pushes.
-pub fn list_updated(tx: &mut Tx<'_>, since_us: i64, limit: u32) -> Result<Vec<Sandbox>, Error> {
-    record::list(
-        tx,
-        "WHERE updated_us >= ?1 ORDER BY updated_us LIMIT ?2",
-        params![since_us, limit],
-    )
+/// Ids of sandboxes changed at or after `since_us`, with the time of the change.
+pub fn list_updated(tx: &mut Tx<'_>, since_us: i64, limit: u32) -> Result<Vec<(String, i64)>, Error> {
+    let sql = "SELECT id, updated_us FROM sandbox WHERE updated_us >= ?1 ORDER BY updated_us LIMIT ?2";
+    let rows = tx.query(sql, params![since_us, limit])?;
+    rows.iter().map(|row| Ok((row.text("id")?, row.int("updated_us")?))).collect()
 }

@@ -153,6 +153,14 @@ CREATE INDEX sandbox_host ON sandbox (host_id) WHERE destroyed_us IS NULL;
 CREATE INDEX sandbox_deadline ON sandbox (deadline_us) WHERE deadline_us IS NOT NULL;
 CREATE INDEX sandbox_updated ON sandbox (updated_us);
 
+CREATE TABLE placement (
+  sandbox_id TEXT NOT NULL REFERENCES sandbox (id),
+  epoch BIGINT NOT NULL,
+  host_id TEXT NOT NULL,
+  from_us BIGINT NOT NULL,
+  PRIMARY KEY (sandbox_id, epoch)
+);
+
 CREATE TABLE execution (
   id TEXT PRIMARY KEY,
   sandbox_id TEXT NOT NULL REFERENCES sandbox (id),
@@ -237,9 +245,7 @@ CREATE TABLE secret (
   expose_as_env TEXT,
   allowed_hosts TEXT NOT NULL,
   slots TEXT NOT NULL,
-  inject TEXT NOT NULL,
   swap_anywhere BIGINT NOT NULL,
-  placeholder_prefix TEXT NOT NULL,
   enabled BIGINT NOT NULL,
   masked TEXT NOT NULL,
   provider TEXT,
@@ -256,6 +262,12 @@ CREATE UNIQUE INDEX secret_logical_key ON secret (tenant_id, scope, scope_key, l
   WHERE deleted_us IS NULL;
 CREATE UNIQUE INDEX secret_name ON secret (tenant_id, scope, scope_key, name) WHERE deleted_us IS NULL;
 CREATE INDEX secret_updated ON secret (updated_us);
+
+CREATE TABLE logical_key (
+  tenant_id TEXT NOT NULL,
+  logical_key TEXT NOT NULL,
+  PRIMARY KEY (tenant_id, logical_key)
+);
 
 CREATE TABLE secret_version (
   secret_id TEXT NOT NULL REFERENCES secret (id),

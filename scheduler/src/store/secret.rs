@@ -35,11 +35,8 @@ record! {
         allowed_hosts: Vec<String>,
         /// Header names beyond the usual ones.
         slots: Vec<String>,
-        inject: String,
         /// Without hosts: swapped towards any host, because the tenant allowed that when it was set.
         swap_anywhere: bool,
-        /// How its placeholder begins, so that it looks like such a key.
-        placeholder_prefix: String,
         enabled: bool,
         masked: String,
         provider: Option<String>,
@@ -95,11 +92,7 @@ pub fn insert_data_key(tx: &mut Tx<'_>, key: &DataKey) -> Result<bool, Error> {
 }
 
 pub fn find_data_key(tx: &mut Tx<'_>, tenant: &str, purpose: &str) -> Result<Option<DataKey>, Error> {
-    record::find(
-        tx,
-        "WHERE tenant_id = ?1 AND purpose = ?2",
-        params![tenant, purpose],
-    )
+    record::find(tx, "WHERE tenant_id = ?1 AND purpose = ?2", params![tenant, purpose])
 }
 
 /// What to list; every field that is set narrows.
@@ -121,11 +114,7 @@ pub fn insert(tx: &mut Tx<'_>, secret: &Secret) -> Result<bool, Error> {
 }
 
 pub fn find(tx: &mut Tx<'_>, tenant: &str, id: &str) -> Result<Option<Secret>, Error> {
-    record::find(
-        tx,
-        "WHERE tenant_id = ?1 AND id = ?2 AND deleted_us IS NULL",
-        params![tenant, id],
-    )
+    record::find(tx, "WHERE tenant_id = ?1 AND id = ?2 AND deleted_us IS NULL", params![tenant, id])
 }
 
 pub fn find_by_name(
@@ -149,9 +138,7 @@ pub fn list(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Secret>, Error> {
     where_.push_if("name", "=", &filter.name);
     if let Some(sandbox) = &filter.sandbox_id {
         let sandbox = where_.place(sandbox);
-        where_.push_clause(format!(
-            "id IN (SELECT secret_id FROM binding WHERE sandbox_id = {sandbox})"
-        ));
+        where_.push_clause(format!("id IN (SELECT secret_id FROM binding WHERE sandbox_id = {sandbox})"));
     }
     let (where_, params) = where_.finish();
     record::list(tx, &format!("{where_} ORDER BY created_us, id"), &params)
@@ -169,6 +156,17 @@ pub fn list_in_scopes(tx: &mut Tx<'_>, tenant: &str, scopes: &[(&str, &str)]) ->
     where_.push_clause(format!("({})", any.join(" OR ")));
     let (where_, params) = where_.finish();
     record::list(tx, &where_, &params)
+}
+
+/// Remembers that placeholders for this key may be in guests; it is never forgotten.
+pub fn insert_logical_key(tx: &mut Tx<'_>, tenant: &str, key: &str) -> Result<(), Error> {
+    let sql = "INSERT INTO logical_key (tenant_id, logical_key) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+    tx.execute(sql, params![tenant, key]).map(|_| ())
+}
+
+pub fn list_logical_keys(tx: &mut Tx<'_>, tenant: &str) -> Result<Vec<String>, Error> {
+    let sql = "SELECT logical_key FROM logical_key WHERE tenant_id = ?1 ORDER BY logical_key";
+    tx.query(sql, params![tenant])?.iter().map(|row| row.text("logical_key")).collect()
 }
 
 /// Secrets bound to a sandbox, with the key each is bound under.
@@ -190,11 +188,12 @@ pub fn update(
     read_version: u64,
     read_updated_us: i64,
 ) -> Result<bool, Error> {
-    let sql = "UPDATE secret SET kind = ?4, expose_as_env = ?5, logical_key = ?6, allowed_hosts = ?7, slots = ?8,
-        inject = ?9, swap_anywhere = ?10, placeholder_prefix = ?11, enabled = ?12, masked = ?13, provider = ?14,
-        metadata = ?15, version = ?16, updated_us = ?17, expires_us = ?18
+    let sql =
+        "UPDATE secret SET kind = ?4, expose_as_env = ?5, logical_key = ?6, allowed_hosts = ?7, slots = ?8,
+        swap_anywhere = ?9, enabled = ?10, masked = ?11, provider = ?12, metadata = ?13, version = ?14,
+        updated_us = ?15, expires_us = ?16
         WHERE id = ?1 AND version = ?2 AND updated_us = ?3 AND deleted_us IS NULL";
-    let json = super::Value::json(&secret.allowed_hosts)?;
+    let hosts = super::Value::json(&secret.allowed_hosts)?;
     let slots = super::Value::json(&secret.slots)?;
     let metadata = super::Value::json(&secret.metadata)?;
     let params = params![
@@ -204,11 +203,9 @@ pub fn update(
         &secret.kind,
         &secret.expose_as_env,
         &secret.logical_key,
-        json,
+        hosts,
         slots,
-        &secret.inject,
         secret.swap_anywhere,
-        &secret.placeholder_prefix,
         secret.enabled,
         &secret.masked,
         &secret.provider,
@@ -232,38 +229,25 @@ pub fn remove(tx: &mut Tx<'_>, tenant: &str, id: &str, now_us: i64) -> Result<bo
     Ok(true)
 }
 
-pub fn record_use(tx: &mut Tx<'_>, id: &str, now_us: i64) -> Result<(), Error> {
-    tx.execute(
-        "UPDATE secret SET last_used_us = ?2 WHERE id = ?1",
-        params![id, now_us],
-    )
-    .map(|_| ())
+pub fn record_use(tx: &mut Tx<'_>, tenant: &str, id: &str, time_us: i64) -> Result<(), Error> {
+    let sql = "UPDATE secret SET last_used_us = ?3 WHERE tenant_id = ?1 AND id = ?2
+        AND (last_used_us IS NULL OR last_used_us < ?3)";
+    tx.execute(sql, params![tenant, id, time_us]).map(|_| ())
 }
 
 /// Secrets changed or deleted at or after `since_us`.
 pub fn list_changed(tx: &mut Tx<'_>, since_us: i64, limit: u32) -> Result<Vec<Secret>, Error> {
-    record::list(
-        tx,
-        "WHERE updated_us >= ?1 ORDER BY updated_us, id LIMIT ?2",
-        params![since_us, limit],
-    )
+    record::list(tx, "WHERE updated_us >= ?1 ORDER BY updated_us, id LIMIT ?2", params![since_us, limit])
 }
 
 /// Stores a new sealed value and drops the ones before it: nobody may open those again.
 pub fn replace_version(tx: &mut Tx<'_>, version: &SecretVersion) -> Result<(), Error> {
-    tx.execute(
-        "DELETE FROM secret_version WHERE secret_id = ?1",
-        params![&version.secret_id],
-    )?;
+    tx.execute("DELETE FROM secret_version WHERE secret_id = ?1", params![&version.secret_id])?;
     record::insert(tx, version)
 }
 
 pub fn find_version(tx: &mut Tx<'_>, secret: &str, version: u64) -> Result<Option<SecretVersion>, Error> {
-    record::find(
-        tx,
-        "WHERE secret_id = ?1 AND version = ?2",
-        params![secret, version],
-    )
+    record::find(tx, "WHERE secret_id = ?1 AND version = ?2", params![secret, version])
 }
 
 /// False if the sandbox already has a binding under that key.
@@ -276,11 +260,7 @@ pub fn find_binding(tx: &mut Tx<'_>, tenant: &str, id: &str) -> Result<Option<Bi
 }
 
 pub fn find_binding_of(tx: &mut Tx<'_>, secret: &str, sandbox: &str) -> Result<Option<Binding>, Error> {
-    record::find(
-        tx,
-        "WHERE secret_id = ?1 AND sandbox_id = ?2 ORDER BY id",
-        params![secret, sandbox],
-    )
+    record::find(tx, "WHERE secret_id = ?1 AND sandbox_id = ?2 ORDER BY id", params![secret, sandbox])
 }
 
 pub fn list_bindings(
@@ -302,20 +282,12 @@ pub fn remove_binding(tx: &mut Tx<'_>, tenant: &str, id: &str, now_us: i64) -> R
         return Ok(false);
     };
     touch(tx, &binding.secret_id, now_us)?;
-    record::changed(
-        tx,
-        "DELETE FROM binding WHERE tenant_id = ?1 AND id = ?2",
-        params![tenant, id],
-    )
+    record::changed(tx, "DELETE FROM binding WHERE tenant_id = ?1 AND id = ?2", params![tenant, id])
 }
 
 /// Marks a secret changed without changing it.
 pub fn touch(tx: &mut Tx<'_>, id: &str, now_us: i64) -> Result<(), Error> {
-    tx.execute(
-        "UPDATE secret SET updated_us = ?2 WHERE id = ?1",
-        params![id, now_us],
-    )
-    .map(|_| ())
+    tx.execute("UPDATE secret SET updated_us = ?2 WHERE id = ?1", params![id, now_us]).map(|_| ())
 }
 
 pub fn insert_signing_key(tx: &mut Tx<'_>, key: &SigningKey) -> Result<bool, Error> {
@@ -324,9 +296,5 @@ pub fn insert_signing_key(tx: &mut Tx<'_>, key: &SigningKey) -> Result<bool, Err
 
 /// Keys that tokens may still be verified with, newest first.
 pub fn list_signing_keys(tx: &mut Tx<'_>, now_us: i64) -> Result<Vec<SigningKey>, Error> {
-    record::list(
-        tx,
-        "WHERE not_after_us > ?1 ORDER BY created_us DESC, kid",
-        params![now_us],
-    )
+    record::list(tx, "WHERE not_after_us > ?1 ORDER BY created_us DESC, kid", params![now_us])
 }

@@ -23,13 +23,7 @@ pub fn set(tx: &mut Tx<'_>, setting: &Setting) -> Result<(), Error> {
         let value = super::Value::json(&setting.value)?;
         tx.execute(
             sql,
-            params![
-                &setting.tenant_id,
-                &setting.name,
-                value,
-                &setting.actor,
-                setting.updated_us
-            ],
+            params![&setting.tenant_id, &setting.name, value, &setting.actor, setting.updated_us],
         )?;
     }
     Ok(())
@@ -45,18 +39,10 @@ pub fn list(tx: &mut Tx<'_>, tenant: &str) -> Result<Vec<Setting>, Error> {
 }
 
 pub fn remove(tx: &mut Tx<'_>, tenant: &str, name: &str) -> Result<bool, Error> {
-    record::changed(
-        tx,
-        "DELETE FROM setting WHERE tenant_id = ?1 AND name = ?2",
-        params![tenant, name],
-    )
+    record::changed(tx, "DELETE FROM setting WHERE tenant_id = ?1 AND name = ?2", params![tenant, name])
 }
 
 /// Tenants whose settings changed at or after `since_us`.
 pub fn list_changed(tx: &mut Tx<'_>, since_us: i64) -> Result<Vec<Setting>, Error> {
-    record::list(
-        tx,
-        "WHERE updated_us >= ?1 ORDER BY updated_us",
-        params![since_us],
-    )
+    record::list(tx, "WHERE updated_us >= ?1 ORDER BY updated_us", params![since_us])
 }

@@ -10,31 +10,28 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, ToSql};
 use tokio::sync::mpsc;
 
+use super::Error;
+use super::schema::{self, Dialect, Schema};
 use super::tx::{Session, Task, Tx};
 use super::value::{Row, Value};
-use super::{Error, schema};
 
-const READERS: usize = 4;
 const BATCH_JOBS: usize = 256;
 const STATEMENT_CACHE: usize = 256;
 
 pub(super) fn start(
     path: &Path,
+    schema: Schema,
+    readers: usize,
     writes: mpsc::Receiver<Box<dyn Task>>,
     reads: mpsc::Receiver<Box<dyn Task>>,
 ) -> Result<(), Error> {
-    let writer = open(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
-    )?;
-    migrate(&writer)?;
+    let writer = open(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+    migrate(&writer, schema)?;
     spawn("store-write", move || write_loop(&writer, writes))?;
     let reads = Arc::new(Mutex::new(reads));
-    for _ in 0..READERS {
+    for _ in 0..readers {
         let reader = open(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        reader
-            .pragma_update(None, "query_only", true)
-            .map_err(open_error("make a reader"))?;
+        reader.pragma_update(None, "query_only", true).map_err(open_error("make a reader"))?;
         let reads = reads.clone();
         spawn("store-read", move || read_loop(&reader, &reads))?;
     }
@@ -56,23 +53,17 @@ fn open(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
 }
 
 fn open_error(step: &'static str) -> impl Fn(rusqlite::Error) -> Error {
-    move |source| Error::Open {
-        step,
-        source: Box::new(source),
-    }
+    move |source| Error::Open { step, source: Box::new(source) }
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);
-    thread.map(|_| ()).map_err(|source| Error::Open {
-        step: "start a thread",
-        source: Box::new(source),
-    })
+    thread.map(|_| ()).map_err(|source| Error::Open { step: "start a thread", source: Box::new(source) })
 }
 
-fn migrate(connection: &Connection) -> Result<(), Error> {
+fn migrate(connection: &Connection, schema: Schema) -> Result<(), Error> {
     batch(connection, "BEGIN IMMEDIATE")?;
-    let done = schema::migrate(&mut Tx::new(Session::Sqlite(connection)), schema::Dialect::Sqlite);
+    let done = schema::migrate(&mut Tx::new(Session::Sqlite(connection)), schema, Dialect::Sqlite);
     batch(connection, if done.is_ok() { "COMMIT" } else { "ROLLBACK" })?;
     done
 }
@@ -125,10 +116,7 @@ fn run_batch(connection: &Connection, tasks: &mut [Box<dyn Task>]) -> Result<(),
 
 fn read_loop(connection: &Connection, jobs: &Mutex<mpsc::Receiver<Box<dyn Task>>>) {
     loop {
-        let next = jobs
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .blocking_recv();
+        let next = jobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).blocking_recv();
         let Some(mut task) = next else { return };
         let outcome = batch(connection, "BEGIN");
         if outcome.is_ok() {
@@ -146,35 +134,25 @@ fn batch(connection: &Connection, sql: &str) -> Result<(), Error> {
 
 pub(super) fn execute(connection: &Connection, sql: &str, params: &[Value]) -> Result<u64, Error> {
     let mut statement = connection.prepare_cached(sql).map_err(error)?;
-    let changed = statement
-        .execute(rusqlite::params_from_iter(params))
-        .map_err(error)?;
+    let changed = statement.execute(rusqlite::params_from_iter(params)).map_err(error)?;
     Ok(changed as u64)
 }
 
 pub(super) fn query(connection: &Connection, sql: &str, params: &[Value]) -> Result<Vec<Row>, Error> {
     let mut statement = connection.prepare_cached(sql).map_err(error)?;
     let columns: Arc<[String]> = statement.column_names().map(str::to_owned).collect();
-    let mut rows = statement
-        .query(rusqlite::params_from_iter(params))
-        .map_err(error)?;
+    let mut rows = statement.query(rusqlite::params_from_iter(params)).map_err(error)?;
     let mut found = Vec::new();
     while let Some(row) = rows.next().map_err(error)? {
         let values = (0..columns.len()).map(|at| value(row.get_ref(at).map_err(error)?, &columns[at]));
-        found.push(Row {
-            columns: columns.clone(),
-            values: values.collect::<Result<_, Error>>()?,
-        });
+        found.push(Row { columns: columns.clone(), values: values.collect::<Result<_, Error>>()? });
     }
     Ok(found)
 }
 
 fn value(raw: ValueRef<'_>, column: &str) -> Result<Value, Error> {
-    let wrong = |found| Error::ColumnType {
-        column: column.to_owned(),
-        expected: "integer, text or bytes",
-        found,
-    };
+    let wrong =
+        |found| Error::ColumnType { column: column.to_owned(), expected: "integer, text or bytes", found };
     match raw {
         ValueRef::Null => Ok(Value::Null),
         ValueRef::Integer(value) => Ok(Value::Int(value)),

@@ -60,11 +60,7 @@ pub fn list(tx: &mut Tx<'_>) -> Result<Vec<Tenant>, Error> {
 }
 
 pub fn set_state(tx: &mut Tx<'_>, id: &str, state: &str) -> Result<bool, Error> {
-    record::changed(
-        tx,
-        "UPDATE tenant SET state = ?2 WHERE id = ?1",
-        params![id, state],
-    )
+    record::changed(tx, "UPDATE tenant SET state = ?2 WHERE id = ?1", params![id, state])
 }
 
 /// False if the slug or the external label is taken, or the tenant already has a default one.
@@ -85,25 +81,16 @@ pub fn find_workspace_by_label(
     tenant: &str,
     label: &str,
 ) -> Result<Option<Workspace>, Error> {
-    record::find(
-        tx,
-        "WHERE tenant_id = ?1 AND external_workspace_id = ?2",
-        params![tenant, label],
-    )
+    record::find(tx, "WHERE tenant_id = ?1 AND external_workspace_id = ?2", params![tenant, label])
 }
 
 pub fn get_default_workspace(tx: &mut Tx<'_>, tenant: &str) -> Result<Workspace, Error> {
-    record::find(tx, "WHERE tenant_id = ?1 AND is_default = 1", params![tenant])?.ok_or(Error::Absent {
-        what: "default workspace",
-    })
+    record::find(tx, "WHERE tenant_id = ?1 AND is_default = 1", params![tenant])?
+        .ok_or(Error::Absent { what: "default workspace" })
 }
 
 pub fn list_workspaces(tx: &mut Tx<'_>, tenant: &str) -> Result<Vec<Workspace>, Error> {
-    record::list(
-        tx,
-        "WHERE tenant_id = ?1 ORDER BY created_us, id",
-        params![tenant],
-    )
+    record::list(tx, "WHERE tenant_id = ?1 ORDER BY created_us, id", params![tenant])
 }
 
 pub fn insert_project(tx: &mut Tx<'_>, project: &Project) -> Result<bool, Error> {
@@ -115,11 +102,7 @@ pub fn find_project(tx: &mut Tx<'_>, tenant: &str, id: &str) -> Result<Option<Pr
 }
 
 pub fn find_project_by_slug(tx: &mut Tx<'_>, workspace: &str, slug: &str) -> Result<Option<Project>, Error> {
-    record::find(
-        tx,
-        "WHERE workspace_id = ?1 AND slug = ?2",
-        params![workspace, slug],
-    )
+    record::find(tx, "WHERE workspace_id = ?1 AND slug = ?2", params![workspace, slug])
 }
 
 pub fn find_project_by_label(
@@ -127,28 +110,14 @@ pub fn find_project_by_label(
     workspace: &str,
     label: &str,
 ) -> Result<Option<Project>, Error> {
-    record::find(
-        tx,
-        "WHERE workspace_id = ?1 AND external_project_id = ?2",
-        params![workspace, label],
-    )
+    record::find(tx, "WHERE workspace_id = ?1 AND external_project_id = ?2", params![workspace, label])
 }
 
 pub fn get_default_project(tx: &mut Tx<'_>, workspace: &str) -> Result<Project, Error> {
-    record::find(
-        tx,
-        "WHERE workspace_id = ?1 AND is_default = 1",
-        params![workspace],
-    )?
-    .ok_or(Error::Absent {
-        what: "default project",
-    })
+    record::find(tx, "WHERE workspace_id = ?1 AND is_default = 1", params![workspace])?
+        .ok_or(Error::Absent { what: "default project" })
 }
 
 pub fn list_projects(tx: &mut Tx<'_>, tenant: &str) -> Result<Vec<Project>, Error> {
-    record::list(
-        tx,
-        "WHERE tenant_id = ?1 ORDER BY created_us, id",
-        params![tenant],
-    )
+    record::list(tx, "WHERE tenant_id = ?1 ORDER BY created_us, id", params![tenant])
 }

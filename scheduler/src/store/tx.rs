@@ -85,11 +85,7 @@ where
     E: From<Error> + Send + 'static,
     F: Fn(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
 {
-    Box::new(Job {
-        work,
-        result: None,
-        reply,
-    })
+    Box::new(Job { work, result: None, reply })
 }
 
 impl<T, E, F> Task for Job<T, E, F>

@@ -83,15 +83,9 @@ pub fn ingest(tx: &mut Tx<'_>, delta: &Delta, sandbox: &Sandbox) -> Result<bool,
         &sandbox.kind
     ];
     tx.execute(zero, owner)?;
-    let sets: Vec<String> = COLUMNS
-        .iter()
-        .enumerate()
-        .map(|(at, column)| format!("{column} = {column} + ?{}", at + 3))
-        .collect();
-    let sql = format!(
-        "UPDATE usage_rollup SET {} WHERE sandbox_id = ?1 AND hour_us = ?2",
-        sets.join(", ")
-    );
+    let sets: Vec<String> =
+        COLUMNS.iter().enumerate().map(|(at, column)| format!("{column} = {column} + ?{}", at + 3)).collect();
+    let sql = format!("UPDATE usage_rollup SET {} WHERE sandbox_id = ?1 AND hour_us = ?2", sets.join(", "));
     let mut params = vec![(&sandbox.id).into(), hour_us.into()];
     params.extend(delta.amounts().map(super::Value::from));
     tx.execute(&sql, &params)?;
@@ -152,17 +146,9 @@ pub fn sum_deltas(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<SandboxSum>, E
     where_.push("u.from_us", ">=", filter.from_us);
     where_.push("u.from_us", "<", filter.to_us);
     where_.push_if("u.sandbox_id", "=", &filter.sandbox_id);
-    let owner = Filter {
-        sandbox_id: None,
-        ..filter.clone()
-    };
+    let owner = Filter { sandbox_id: None, ..filter.clone() };
     owner.narrow(&mut where_, "s.");
-    sum(
-        tx,
-        "usage_delta u JOIN sandbox s ON s.id = u.sandbox_id",
-        "s",
-        where_,
-    )
+    sum(tx, "usage_delta u JOIN sandbox s ON s.id = u.sandbox_id", "s", where_)
 }
 
 fn sum(tx: &mut Tx<'_>, from: &str, owner: &str, where_: Conditions) -> Result<Vec<SandboxSum>, Error> {
@@ -224,10 +210,7 @@ pub fn find_last_end(tx: &mut Tx<'_>, execution: &str) -> Result<Option<i64>, Er
 pub fn list_running(tx: &mut Tx<'_>, filter: &Filter) -> Result<Vec<Sandbox>, Error> {
     let mut where_ = Conditions::new("tenant_id", &filter.tenant_id);
     where_.push_clause("state = 'running' AND execution_id IS NOT NULL");
-    let owner = Filter {
-        sandbox_id: None,
-        ..filter.clone()
-    };
+    let owner = Filter { sandbox_id: None, ..filter.clone() };
     owner.narrow(&mut where_, "");
     where_.push_if("id", "=", &filter.sandbox_id);
     let (where_, params) = where_.finish();
@@ -245,9 +228,5 @@ pub fn list_deltas(
     let tail =
         "WHERE tenant_id = ?1 AND from_us < ?5 AND (from_us > ?2 OR (from_us = ?2 AND execution_id > ?3)
         OR (from_us = ?2 AND execution_id = ?3 AND seq > ?4)) ORDER BY from_us, execution_id, seq LIMIT ?6";
-    record::list(
-        tx,
-        tail,
-        params![tenant, after.0, after.1, after.2, until_us, limit],
-    )
+    record::list(tx, tail, params![tenant, after.0, after.1, after.2, until_us, limit])
 }

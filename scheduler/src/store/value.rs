@@ -23,10 +23,7 @@ impl Value {
     pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Value, Error> {
         serde_json::to_string(value)
             .map(Value::Text)
-            .map_err(|source| Error::Json {
-                column: "(parameter)".into(),
-                source,
-            })
+            .map_err(|source| Error::Json { column: "(parameter)".into(), source })
     }
 
     fn kind(&self) -> &'static str {
@@ -117,22 +114,15 @@ impl Row {
         let position = self.columns.iter().position(|name| name == column);
         position
             .and_then(|at| self.values.get(at))
-            .ok_or_else(|| Error::NoColumn {
-                column: column.to_owned(),
-            })
+            .ok_or_else(|| Error::NoColumn { column: column.to_owned() })
     }
 
     fn wrong(&self, column: &str, expected: &'static str, found: &Value) -> Error {
-        Error::ColumnType {
-            column: column.to_owned(),
-            expected,
-            found: found.kind(),
-        }
+        Error::ColumnType { column: column.to_owned(), expected, found: found.kind() }
     }
 
     pub fn int(&self, column: &str) -> Result<i64, Error> {
-        self.find_int(column)?
-            .ok_or_else(|| self.wrong(column, "integer", &Value::Null))
+        self.find_int(column)?.ok_or_else(|| self.wrong(column, "integer", &Value::Null))
     }
 
     pub fn find_int(&self, column: &str) -> Result<Option<i64>, Error> {
@@ -154,8 +144,7 @@ impl Row {
     }
 
     pub fn text(&self, column: &str) -> Result<String, Error> {
-        self.find_text(column)?
-            .ok_or_else(|| self.wrong(column, "text", &Value::Null))
+        self.find_text(column)?.ok_or_else(|| self.wrong(column, "text", &Value::Null))
     }
 
     pub fn find_text(&self, column: &str) -> Result<Option<String>, Error> {
@@ -167,8 +156,7 @@ impl Row {
     }
 
     pub fn bytes(&self, column: &str) -> Result<Vec<u8>, Error> {
-        self.find_bytes(column)?
-            .ok_or_else(|| self.wrong(column, "bytes", &Value::Null))
+        self.find_bytes(column)?.ok_or_else(|| self.wrong(column, "bytes", &Value::Null))
     }
 
     pub fn find_bytes(&self, column: &str) -> Result<Option<Vec<u8>>, Error> {
@@ -182,9 +170,6 @@ impl Row {
     /// A TEXT column that holds JSON.
     pub fn json<T: DeserializeOwned>(&self, column: &str) -> Result<T, Error> {
         let text = self.text(column)?;
-        serde_json::from_str(&text).map_err(|source| Error::Json {
-            column: column.to_owned(),
-            source,
-        })
+        serde_json::from_str(&text).map_err(|source| Error::Json { column: column.to_owned(), source })
     }
 }
