@@ -9,6 +9,7 @@ use crate::host::names::Instance;
 use crate::host::{cgroup, netns, off_worker, seal};
 use crate::image::Images;
 use crate::plane::Plane;
+use crate::vmm::choose;
 
 /// Programs the agent starts, and the Debian package of each.
 const TOOLS: [(&str, &str); 2] = [("nft", "nftables"), ("mke2fs", "e2fsprogs")];
@@ -52,7 +53,7 @@ pub(super) enum DataplaneFact {
 pub(super) async fn gather(config: &Config, plane: Option<&Plane>) -> Facts {
     let uid = nix::unistd::getuid();
     let (looked, wanted) = (config.clone(), config.clone());
-    let vmm = crate::vmm::choose::examine(&looked.vmm.driver, &looked.vmm.qemu, &looked.image_dir).await;
+    let vmm = examine_vmm(&looked).await.map_err(|error| roost_daemon::telemetry::chain(error.as_ref()));
     off_worker(move || Facts {
         uid: uid.as_raw(),
         is_root: uid.is_root(),
@@ -65,7 +66,7 @@ pub(super) async fn gather(config: &Config, plane: Option<&Plane>) -> Facts {
             .list()
             .map(|templates| templates.into_iter().map(|template| template.name).collect())
             .map_err(|error| roost_daemon::telemetry::chain(&error)),
-        vmm: vmm.map(|(chosen, reasons)| Choice { chosen, reasons }),
+        vmm,
         budget: capacity::budget(&wanted).map_err(|error| roost_daemon::telemetry::chain(&error)),
         egress: DataplaneFact::Absent,
         edge: DataplaneFact::Absent,
@@ -99,6 +100,19 @@ fn find_program(name: &str) -> Option<PathBuf> {
     SEARCH.iter().map(|dir| Path::new(dir).join(name)).find(|path| {
         std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     })
+}
+
+async fn examine_vmm(config: &Config) -> Trial<Choice> {
+    let instance = Instance::new(&config.instance, &config.run_dir)?;
+    let place = choose::Place {
+        instance: &instance,
+        program: &config.vmm.qemu,
+        image_dir: &config.image_dir,
+        uid: config.vmm.uid_last,
+        execution: roost_daemon::ids::fresh(),
+    };
+    let choose::Choice { name, reasons, .. } = choose::choose(&config.vmm.driver, place).await?;
+    Ok(Choice { chosen: name, reasons })
 }
 
 type Trial<T> = Result<T, Box<dyn std::error::Error>>;

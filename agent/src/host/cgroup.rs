@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use cgroups_rs::cgroup_builder::CgroupBuilder;
 use cgroups_rs::hierarchies::{V1, V2, is_cgroup2_unified_mode};
@@ -20,12 +21,11 @@ use super::names::{Instance, find_ulid};
 use super::process::{Process, VmmProcess};
 
 const CPU_PERIOD_US: u64 = 100_000;
-const V1_CONTROLLERS: [Controllers; 4] = [
-    Controllers::Mem,
-    Controllers::Cpu,
-    Controllers::CpuAcct,
-    Controllers::Pids,
-];
+/// A process in uninterruptible I/O takes as long as its device.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+const KILL_POLL: Duration = Duration::from_millis(2);
+const V1_CONTROLLERS: [Controllers; 4] =
+    [Controllers::Mem, Controllers::Cpu, Controllers::CpuAcct, Controllers::Pids];
 /// Enough for `memory.stat`.
 const STAT_BYTES: usize = 8192;
 
@@ -34,25 +34,15 @@ pub enum Error {
     #[error("the {0} controller is not mounted")]
     Controller(String),
     #[error("making cgroup {path}")]
-    Make {
-        path: String,
-        source: cgroups_rs::error::Error,
-    },
+    Make { path: String, source: cgroups_rs::error::Error },
     #[error("{step} {path}")]
-    File {
-        step: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    File { step: &'static str, path: PathBuf, source: io::Error },
     #[error("{path} does not read as expected")]
     Format { path: PathBuf },
     #[error("cgroup {path} still has processes")]
     Busy { path: String },
     #[error("ending a process of cgroup {path}")]
-    Kill {
-        path: String,
-        source: super::process::Error,
-    },
+    Kill { path: String, source: super::process::Error },
 }
 
 /// What an execution may take of its host.
@@ -143,10 +133,7 @@ pub fn ensure(path: &str, limits: &Limits) -> Result<Cgroup, Error> {
         .maximum_number_of_processes(MaxValue::Value(i64::from(limits.processes)))
         .done()
         .build(hierarchy)
-        .map_err(|source| Error::Make {
-            path: path.to_owned(),
-            source,
-        })?;
+        .map_err(|source| Error::Make { path: path.to_owned(), source })?;
     // The builder only warns when a version 1 directory cannot be made.
     for dir in &group.dirs {
         fs::metadata(dir).map_err(at("looking at", dir))?;
@@ -167,9 +154,7 @@ pub fn remove(path: &str) -> Result<(), Error> {
         match fs::remove_dir(&dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                return Err(Error::Busy {
-                    path: path.to_owned(),
-                });
+                return Err(Error::Busy { path: path.to_owned() });
             }
             other => other.map_err(at("removing", &dir))?,
         }
@@ -212,40 +197,23 @@ impl Cgroup {
     /// Opens what a new process needs to start inside.
     pub fn entrance(&self) -> Result<Entrance, Error> {
         if self.unified {
-            let dir = OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_DIRECTORY)
-                .open(&self.memory_dir);
-            return Ok(Entrance::Clone(
-                dir.map_err(at("opening", &self.memory_dir))?.into(),
-            ));
+            let dir = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(&self.memory_dir);
+            return Ok(Entrance::Clone(dir.map_err(at("opening", &self.memory_dir))?.into()));
         }
         let open = |dir: &PathBuf| {
             let path = dir.join("cgroup.procs");
-            let file = OpenOptions::new()
-                .write(true)
-                .open(&path)
-                .map_err(at("opening", &path))?;
+            let file = OpenOptions::new().write(true).open(&path).map_err(at("opening", &path))?;
             Ok(OwnedFd::from(file))
         };
-        Ok(Entrance::Write(
-            self.dirs.iter().map(open).collect::<Result<_, Error>>()?,
-        ))
+        Ok(Entrance::Write(self.dirs.iter().map(open).collect::<Result<_, Error>>()?))
     }
 
     /// Opens the counters once, so that a reading costs no path look-up.
     pub fn meter(&self) -> Result<Meter, Error> {
-        let open = |path: PathBuf| {
-            File::open(&path)
-                .map_err(at("opening", &path))
-                .map(|file| (path, file))
-        };
+        let open = |path: PathBuf| File::open(&path).map_err(at("opening", &path)).map(|file| (path, file));
         Ok(Meter {
             unified: self.unified,
-            cpu: open(
-                self.cpu_dir
-                    .join(if self.unified { "cpu.stat" } else { "cpuacct.usage" }),
-            )?,
+            cpu: open(self.cpu_dir.join(if self.unified { "cpu.stat" } else { "cpuacct.usage" }))?,
             memory: open(self.memory_dir.join("memory.stat"))?,
         })
     }
@@ -257,11 +225,7 @@ impl Cgroup {
 
     /// How often the kernel ended a process of the group for want of memory.
     pub fn oom_kills(&self) -> Result<u64, Error> {
-        let name = if self.unified {
-            "memory.events"
-        } else {
-            "memory.oom_control"
-        };
+        let name = if self.unified { "memory.events" } else { "memory.oom_control" };
         let path = self.memory_dir.join(name);
         let text = fs::read_to_string(&path).map_err(at("reading", &path))?;
         field(&text, "oom_kill").ok_or(Error::Format { path })
@@ -276,34 +240,42 @@ impl Cgroup {
         }
     }
 
-    /// Sends SIGKILL to everything inside. The group is empty a moment later.
+    /// Ends everything inside and returns when it is gone, with every descriptor it held.
     pub fn kill(&self) -> Result<(), Error> {
-        for pid in self.processes()? {
-            let failed = |source| Error::Kill {
-                path: self.path.clone(),
-                source,
-            };
-            let Some(identity) = VmmProcess::of_pid(pid).map_err(failed)? else {
-                continue;
-            };
-            let Some(process) = Process::open(identity).map_err(failed)? else {
-                continue;
-            };
-            // Held by descriptor now: the number cannot change its owner any more, so look once again.
-            if self.processes()?.contains(&pid) {
-                process.kill().map_err(failed)?;
+        let end = Instant::now() + KILL_DEADLINE;
+        loop {
+            let inside = self.processes()?;
+            if inside.is_empty() {
+                return Ok(());
             }
+            if Instant::now() > end {
+                return Err(Error::Busy { path: self.path.clone() });
+            }
+            for pid in inside {
+                self.kill_member(pid)?;
+            }
+            std::thread::sleep(KILL_POLL);
         }
-        Ok(())
+    }
+
+    fn kill_member(&self, pid: u32) -> Result<(), Error> {
+        let failed = |source| Error::Kill { path: self.path.clone(), source };
+        let Some(identity) = VmmProcess::of_pid(pid).map_err(failed)? else {
+            return Ok(());
+        };
+        let Some(process) = Process::open(identity).map_err(failed)? else {
+            return Ok(());
+        };
+        // Held by descriptor now: the number cannot change its owner any more, so look once again.
+        match self.processes()?.contains(&pid) {
+            true => process.kill().map_err(failed),
+            false => Ok(()),
+        }
     }
 
     /// Guest memory must not reach a swap device in clear.
     fn keep_off_swap(&self) -> Result<(), Error> {
-        let name = if self.unified {
-            "memory.swap.max"
-        } else {
-            "memory.swappiness"
-        };
+        let name = if self.unified { "memory.swap.max" } else { "memory.swappiness" };
         let path = self.memory_dir.join(name);
         match fs::write(&path, "0") {
             // A kernel without swap accounting.
@@ -328,10 +300,7 @@ impl Meter {
         let cpu_us = if self.unified {
             field(&cpu, "usage_usec")
         } else {
-            cpu.trim()
-                .parse::<u64>()
-                .ok()
-                .map(|nanoseconds| nanoseconds / 1000)
+            cpu.trim().parse::<u64>().ok().map(|nanoseconds| nanoseconds / 1000)
         };
         let anonymous = field(&memory, if self.unified { "anon" } else { "rss" });
         let format = |path: &PathBuf| Error::Format { path: path.clone() };
@@ -354,8 +323,7 @@ fn read_text((path, file): &(PathBuf, File)) -> Result<String, Error> {
 
 /// The value of `name` in lines of `name value`.
 fn field(text: &str, name: &str) -> Option<u64> {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 /// Removes the instance's own group, once it is empty. For tests and for taking an agent off a host.

@@ -27,11 +27,7 @@ const MIB: u64 = 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{step} {path}")]
-    Step {
-        step: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Step { step: &'static str, path: PathBuf, source: io::Error },
     #[error("making an empty file system")]
     Format(#[from] tool::Error),
     #[error("{path} has no parent directory")]
@@ -63,36 +59,19 @@ impl Pending {
     fn create(target: &Path) -> Result<Self, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let mut name = OsString::from(target);
-        name.push(format!(
-            ".{}-{}{UNFINISHED}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        ));
+        name.push(format!(".{}-{}{UNFINISHED}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         let temporary = PathBuf::from(name);
         let mut options = OpenOptions::new();
-        let file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary);
+        let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary);
         let file = file.map_err(at("making", &temporary))?;
-        Ok(Self {
-            file,
-            temporary,
-            target: target.to_owned(),
-            committed: false,
-        })
+        Ok(Self { file, temporary, target: target.to_owned(), committed: false })
     }
 
     fn commit(mut self) -> Result<(), Error> {
         self.file.sync_all().map_err(at("writing out", &self.temporary))?;
         fs::rename(&self.temporary, &self.target).map_err(at("naming", &self.target))?;
         self.committed = true;
-        let parent = self.target.parent().ok_or_else(|| Error::NoParent {
-            path: self.target.clone(),
-        })?;
+        let parent = self.target.parent().ok_or_else(|| Error::NoParent { path: self.target.clone() })?;
         sync_directory(parent)
     }
 }
@@ -108,9 +87,7 @@ impl Drop for Pending {
 
 /// Makes names in `path` durable.
 pub fn sync_directory(path: &Path) -> Result<(), Error> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(at("writing out", path))
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(at("writing out", path))
 }
 
 /// Replaces `path` as a whole; readable for root alone.
@@ -175,20 +152,8 @@ pub fn ensure_empty_disk(cache_dir: &Path, disk: &Path, size_mib: u64) -> Result
     if !formatted.try_exists().map_err(at("looking at", &formatted))? {
         fs::create_dir_all(cache_dir).map_err(at("making", cache_dir))?;
         let pending = Pending::create(&formatted)?;
-        pending
-            .file
-            .set_len(size_mib.saturating_mul(MIB))
-            .map_err(at("sizing", &formatted))?;
-        let options = [
-            "-q",
-            "-F",
-            "-t",
-            "ext4",
-            "-m",
-            "0",
-            "-E",
-            "lazy_itable_init=1,lazy_journal_init=1",
-        ];
+        pending.file.set_len(size_mib.saturating_mul(MIB)).map_err(at("sizing", &formatted))?;
+        let options = ["-q", "-F", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1"];
         let mut arguments: Vec<OsString> = options.map(OsString::from).into();
         arguments.push(pending.temporary.clone().into());
         tool::run("mke2fs", &arguments, b"", MKE2FS_DEADLINE)?;
@@ -263,11 +228,7 @@ pub fn remove_unfinished(dir: &Path) -> Result<(), Error> {
         let entry = entry.map_err(at("listing", dir))?;
         if entry.file_name().to_string_lossy().ends_with(UNFINISHED) {
             let path = entry.path();
-            if path.is_dir() {
-                remove_tree(&path)?
-            } else {
-                remove_if_there(&path).map(|_| ())?
-            }
+            if path.is_dir() { remove_tree(&path)? } else { remove_if_there(&path).map(|_| ())? }
         }
     }
     Ok(())
@@ -284,9 +245,7 @@ mod tests {
 
     fn names(dir: &Path) -> Vec<String> {
         let entries = fs::read_dir(dir).expect("listed");
-        entries
-            .map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned())
-            .collect()
+        entries.map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned()).collect()
     }
 
     #[test]
@@ -311,18 +270,12 @@ mod tests {
         file.sync_all().expect("synced");
         copy_sparse(&from, &to).expect("copied");
         assert_eq!(fs::metadata(&to).expect("there").len(), 64 * MIB);
-        assert!(
-            allocated_bytes(&to).expect("measured") <= MIB,
-            "holes were filled"
-        );
+        assert!(allocated_bytes(&to).expect("measured") <= MIB, "holes were filled");
         let copy = File::open(&to).expect("opened");
         let mut text = [0u8; 6];
         copy.read_exact_at(&mut text, 33 * MIB + 17).expect("read");
         assert_eq!(&text, b"middle");
-        assert!(
-            fs::read(&from).expect("read") == fs::read(&to).expect("read"),
-            "copies differ"
-        );
+        assert!(fs::read(&from).expect("read") == fs::read(&to).expect("read"), "copies differ");
     }
 
     #[test]
@@ -332,10 +285,7 @@ mod tests {
         ensure_empty_disk(&dir.path().join("cache"), &disk, 64).expect("made");
         let superblock_magic = |path: &Path| {
             let mut magic = [0u8; 2];
-            File::open(path)
-                .expect("opened")
-                .read_exact_at(&mut magic, 1024 + 56)
-                .expect("read");
+            File::open(path).expect("opened").read_exact_at(&mut magic, 1024 + 56).expect("read");
             magic
         };
         assert_eq!(superblock_magic(&disk), [0x53, 0xef]);

@@ -17,12 +17,8 @@ use std::ptr;
 /// Where programs and what they load lie. Those that are symbolic links on the host are links in there too.
 const PROGRAM_DIRS: [&str; 6] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"];
 /// Devices, all made anew: name, major, minor.
-const DEVICES: [(&CStr, u32, u32); 4] = [
-    (c"dev/null", 1, 3),
-    (c"dev/zero", 1, 5),
-    (c"dev/random", 1, 8),
-    (c"dev/urandom", 1, 9),
-];
+const DEVICES: [(&CStr, u32, u32); 4] =
+    [(c"dev/null", 1, 3), (c"dev/zero", 1, 5), (c"dev/random", 1, 8), (c"dev/urandom", 1, 9)];
 const KVM: (&CStr, u32, u32) = (c"dev/kvm", 10, 232);
 const ROOT_OPTIONS: &CStr = c"size=64k,nr_inodes=64,mode=755";
 
@@ -69,31 +65,21 @@ impl Jail {
                 _ => {}
             }
         }
-        if let Some(dir) = program
-            .parent()
-            .filter(|dir| !bound.iter().any(|known| dir.starts_with(known)))
-        {
+        if let Some(dir) = program.parent().filter(|dir| !bound.iter().any(|known| dir.starts_with(known))) {
             bound.insert(dir.to_owned());
         }
         for source in &bound {
             let mut parents: Vec<PathBuf> = source.ancestors().map(Path::to_owned).collect();
             parents.retain(|parent| parent != Path::new("/"));
             for parent in parents.iter().rev() {
-                entries.push(Entry::Dir {
-                    name: inside(parent)?,
-                });
+                entries.push(Entry::Dir { name: inside(parent)? });
             }
             entries.push(Entry::Bind {
                 source: c_string(source.as_os_str().as_bytes())?,
                 name: inside(source)?,
             });
         }
-        Ok(Self {
-            mount_point: c_string(mount_point.as_os_str().as_bytes())?,
-            entries,
-            kvm,
-            uid,
-        })
+        Ok(Self { mount_point: c_string(mount_point.as_os_str().as_bytes())?, entries, kvm, uid })
     }
 
     /// Builds the jail and makes it the root of the calling process.
@@ -108,25 +94,13 @@ impl Jail {
             libc::umask(0);
             // Nothing done here may be seen outside.
             mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
-            mount(
-                Some(c"tmpfs"),
-                &self.mount_point,
-                Some(c"tmpfs"),
-                nosuid,
-                Some(ROOT_OPTIONS),
-            )?;
+            mount(Some(c"tmpfs"), &self.mount_point, Some(c"tmpfs"), nosuid, Some(ROOT_OPTIONS))?;
             check(libc::chdir(self.mount_point.as_ptr()))?;
             for entry in &self.entries {
                 self.make(entry)?;
             }
             check(libc::mkdir(c"proc".as_ptr(), 0o555))?;
-            mount(
-                Some(c"proc"),
-                c"proc",
-                Some(c"proc"),
-                nosuid | nodev | libc::MS_NOEXEC,
-                None,
-            )?;
+            mount(Some(c"proc"), c"proc", Some(c"proc"), nosuid | nodev | libc::MS_NOEXEC, None)?;
             check(libc::mkdir(c"dev".as_ptr(), 0o755))?;
             for device in &DEVICES {
                 make_device(device, 0o666)?;
@@ -139,13 +113,7 @@ impl Jail {
             check(libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) as i32)?;
             check(libc::umount2(c".".as_ptr(), libc::MNT_DETACH))?;
             check(libc::chdir(c"/".as_ptr()))?;
-            mount(
-                None,
-                c"/",
-                None,
-                libc::MS_REMOUNT | libc::MS_BIND | rd | nosuid,
-                None,
-            )?;
+            mount(None, c"/", None, libc::MS_REMOUNT | libc::MS_BIND | rd | nosuid, None)?;
             libc::umask(0o077);
         }
         Ok(())
@@ -192,13 +160,7 @@ unsafe fn mount(
     let pointer = |text: Option<&CStr>| text.map_or(ptr::null(), CStr::as_ptr);
     // SAFETY: every pointer is null or a NUL-terminated string that lives longer than this call.
     check(unsafe {
-        libc::mount(
-            pointer(source),
-            target.as_ptr(),
-            pointer(kind),
-            flags,
-            pointer(options).cast(),
-        )
+        libc::mount(pointer(source), target.as_ptr(), pointer(kind), flags, pointer(options).cast())
     })
 }
 

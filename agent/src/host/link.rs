@@ -18,19 +18,13 @@ pub enum Error {
     #[error("opening a netlink socket")]
     Open(#[source] io::Error),
     #[error("{step} by netlink")]
-    Step {
-        step: &'static str,
-        source: Box<rtnetlink::Error>,
-    },
+    Step { step: &'static str, source: Box<rtnetlink::Error> },
     #[error("link {0} is not there")]
     Absent(&'static str),
 }
 
 fn step(step: &'static str) -> impl FnOnce(rtnetlink::Error) -> Error {
-    move |source| Error::Step {
-        step,
-        source: Box::new(source),
-    }
+    move |source| Error::Step { step, source: Box::new(source) }
 }
 
 /// Another run has done it already.
@@ -47,10 +41,7 @@ fn unless_exists(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::
 
 /// Runs `work` with a netlink handle of the calling thread's namespace.
 pub fn with_netlink<T>(work: impl AsyncFnOnce(&Handle) -> Result<T, Error>) -> Result<T, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()
-        .map_err(Error::Open)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(Error::Open)?;
     runtime.block_on(async {
         let (connection, handle, _messages) = rtnetlink::new_connection().map_err(Error::Open)?;
         let connection = tokio::spawn(connection);
@@ -62,37 +53,17 @@ pub fn with_netlink<T>(work: impl AsyncFnOnce(&Handle) -> Result<T, Error>) -> R
 }
 
 async fn index_of(handle: &Handle, name: &'static str) -> Result<u32, Error> {
-    let found = handle
-        .link()
-        .get()
-        .match_name(name.to_owned())
-        .execute()
-        .try_next()
-        .await;
-    found
-        .map_err(step("looking up a link"))?
-        .map(|link| link.header.index)
-        .ok_or(Error::Absent(name))
+    let found = handle.link().get().match_name(name.to_owned()).execute().try_next().await;
+    found.map_err(step("looking up a link"))?.map(|link| link.header.index).ok_or(Error::Absent(name))
 }
 
 /// Brings `lo` up and makes every packet that carries `mark` local, whatever its destination.
 pub async fn ensure_marked_is_local(handle: &Handle, mark: u32, table: u32) -> Result<(), Error> {
     let loopback = index_of(handle, "lo").await?;
     let up = LinkUnspec::new_with_index(loopback).up().build();
-    handle
-        .link()
-        .set(up)
-        .execute()
-        .await
-        .map_err(step("bringing lo up"))?;
+    handle.link().set(up).execute().await.map_err(step("bringing lo up"))?;
 
-    let rule = handle
-        .rule()
-        .add()
-        .v4()
-        .fw_mark(mark)
-        .table_id(table)
-        .action(RuleAction::ToTable);
+    let rule = handle.rule().add().v4().fw_mark(mark).table_id(table).action(RuleAction::ToTable);
     unless_exists(rule.execute().await).map_err(step("adding the rule for marked packets"))?;
 
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -119,25 +90,11 @@ pub struct Peer {
 /// needs no answer from it, and it can never claim to be somebody else.
 pub async fn ensure_link(handle: &Handle, name: &'static str, peer: &Peer) -> Result<(), Error> {
     let index = index_of(handle, name).await?;
-    let up = LinkUnspec::new_with_index(index)
-        .address(peer.gateway_mac.to_vec())
-        .up()
-        .build();
-    handle
-        .link()
-        .set(up)
-        .execute()
-        .await
-        .map_err(step("bringing the link up"))?;
+    let up = LinkUnspec::new_with_index(index).address(peer.gateway_mac.to_vec()).up().build();
+    handle.link().set(up).execute().await.map_err(step("bringing the link up"))?;
 
-    let address = handle
-        .address()
-        .add(index, IpAddr::V4(peer.gateway), peer.prefix)
-        .replace();
-    address
-        .execute()
-        .await
-        .map_err(step("adding the gateway's address"))?;
+    let address = handle.address().add(index, IpAddr::V4(peer.gateway), peer.prefix).replace();
+    address.execute().await.map_err(step("adding the gateway's address"))?;
 
     let neighbour = handle
         .neighbours()
@@ -145,8 +102,5 @@ pub async fn ensure_link(handle: &Handle, name: &'static str, peer: &Peer) -> Re
         .link_layer_address(&peer.guest_mac)
         .state(NeighbourState::Permanent)
         .replace();
-    neighbour
-        .execute()
-        .await
-        .map_err(step("adding the guest as a permanent neighbour"))
+    neighbour.execute().await.map_err(step("adding the guest as a permanent neighbour"))
 }

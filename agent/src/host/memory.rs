@@ -25,11 +25,7 @@ const SCAN_RANGES: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{step} of process {pid}")]
-    Step {
-        step: &'static str,
-        pid: u32,
-        source: io::Error,
-    },
+    Step { step: &'static str, pid: u32, source: io::Error },
     #[error("process {pid} has no mapping of {memory_bytes} bytes of guest memory")]
     NoMapping { pid: u32, memory_bytes: u64 },
     #[error("opening {path}")]
@@ -41,10 +37,7 @@ pub enum Error {
 /// Opens the file whose private mapping is a guest's fresh memory.
 pub fn open_zeroes() -> Result<File, Error> {
     let options = File::options().read(true).write(true).open(ZEROES);
-    options.map_err(|source| Error::Open {
-        path: ZEROES.into(),
-        source,
-    })
+    options.map_err(|source| Error::Open { path: ZEROES.into(), source })
 }
 
 /// Bytes from the start of guest memory.
@@ -76,12 +69,7 @@ impl GuestMemory {
         if VmmProcess::of_pid(pid).ok().flatten() != Some(process) {
             return Err(Error::NoMapping { pid, memory_bytes });
         }
-        Ok(Self {
-            process,
-            start,
-            bytes: memory_bytes,
-            pagemap,
-        })
+        Ok(Self { process, start, bytes: memory_bytes, pagemap })
     }
 
     pub fn bytes(&self) -> u64 {
@@ -114,15 +102,9 @@ impl GuestMemory {
         let (mut done, length) = (0, buffer.len());
         let base = self.address_of(offset, length as u64)?;
         while done < length {
-            let remote = [RemoteIoVec {
-                base: base + done,
-                len: length - done,
-            }];
+            let remote = [RemoteIoVec { base: base + done, len: length - done }];
             let mut local = [IoSliceMut::new(&mut buffer[done..])];
-            done += self.moved(
-                "reading the memory",
-                process_vm_readv(self.pid(), &mut local, &remote),
-            )?;
+            done += self.moved("reading the memory", process_vm_readv(self.pid(), &mut local, &remote))?;
         }
         Ok(())
     }
@@ -132,15 +114,9 @@ impl GuestMemory {
         let (mut done, length) = (0, bytes.len());
         let base = self.address_of(offset, length as u64)?;
         while done < length {
-            let remote = [RemoteIoVec {
-                base: base + done,
-                len: length - done,
-            }];
+            let remote = [RemoteIoVec { base: base + done, len: length - done }];
             let local = [IoSlice::new(&bytes[done..])];
-            done += self.moved(
-                "writing the memory",
-                process_vm_writev(self.pid(), &local, &remote),
-            )?;
+            done += self.moved("writing the memory", process_vm_writev(self.pid(), &local, &remote))?;
         }
         Ok(())
     }
@@ -162,11 +138,7 @@ impl GuestMemory {
             Ok(moved) => return Ok(moved),
             Err(errno) => errno.into(),
         };
-        Err(Error::Step {
-            step,
-            pid: self.process.pid,
-            source,
-        })
+        Err(Error::Step { step, pid: self.process.pid, source })
     }
 }
 
@@ -180,10 +152,7 @@ fn find_mapping(maps: &str, file: &Path, bytes: u64) -> Option<u64> {
             continue;
         }
         let (start, end) = addresses.split_once('-')?;
-        let (start, end) = (
-            u64::from_str_radix(start, 16).ok()?,
-            u64::from_str_radix(end, 16).ok()?,
-        );
+        let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
         whole = match whole {
             Some((first, last)) if last == start => Some((first, end)),
             _ => Some((start, end)),
@@ -272,14 +241,8 @@ mod tests {
 
     #[test]
     fn the_mapping_is_found_in_pieces_and_by_its_size() {
-        assert_eq!(
-            find_mapping(MAPS, Path::new(ZEROES), 256 << 20),
-            Some(0x7f42_1000_0000)
-        );
-        assert_eq!(
-            find_mapping(MAPS, Path::new(ZEROES), 4096),
-            Some(0x7f42_0000_0000)
-        );
+        assert_eq!(find_mapping(MAPS, Path::new(ZEROES), 256 << 20), Some(0x7f42_1000_0000));
+        assert_eq!(find_mapping(MAPS, Path::new(ZEROES), 4096), Some(0x7f42_0000_0000));
         assert_eq!(find_mapping(MAPS, Path::new(ZEROES), 512 << 20), None);
     }
 }

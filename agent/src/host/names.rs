@@ -50,10 +50,7 @@ impl Instance {
         }
         let longest = run_dir.as_os_str().len() + "/e//".len() + id::ULID_TEXT_BYTES + QMP_SOCKET.len();
         if longest > MAX_SOCKET_PATH_BYTES {
-            return Err(Error::LongRunDirectory {
-                path: run_dir,
-                over: longest - MAX_SOCKET_PATH_BYTES,
-            });
+            return Err(Error::LongRunDirectory { path: run_dir, over: longest - MAX_SOCKET_PATH_BYTES });
         }
         Ok(Self { name, run_dir })
     }
@@ -172,30 +169,11 @@ mod tests {
 
     #[test]
     fn illegal_instances_are_refused() {
-        for name in [
-            "",
-            "Roost",
-            "1a",
-            "-a",
-            "a-",
-            "a_b",
-            "a/b",
-            "a".repeat(25).as_str(),
-        ] {
-            assert_eq!(
-                Instance::new(name, "/run"),
-                Err(Error::Instance(name.to_owned())),
-                "{name}"
-            );
+        for name in ["", "Roost", "1a", "-a", "a-", "a_b", "a/b", "a".repeat(25).as_str()] {
+            assert_eq!(Instance::new(name, "/run"), Err(Error::Instance(name.to_owned())), "{name}");
         }
-        assert!(matches!(
-            Instance::new("a", "run"),
-            Err(Error::RelativeRunDirectory(_))
-        ));
+        assert!(matches!(Instance::new("a", "run"), Err(Error::RelativeRunDirectory(_))));
         let long = format!("/{}", "d".repeat(80));
-        assert!(matches!(
-            Instance::new("a", long),
-            Err(Error::LongRunDirectory { .. })
-        ));
+        assert!(matches!(Instance::new("a", long), Err(Error::LongRunDirectory { .. })));
     }
 }

@@ -27,11 +27,7 @@ const NSFS_MAGIC: i64 = 0x6e73_6673;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{step} of network namespace {name}")]
-    Step {
-        step: &'static str,
-        name: String,
-        source: io::Error,
-    },
+    Step { step: &'static str, name: String, source: io::Error },
     #[error("preparing {NETNS_DIR}")]
     Directory(#[source] io::Error),
     #[error("starting a thread for network namespace {name}")]
@@ -57,21 +53,14 @@ impl Netns {
     /// Sockets belong to the namespace they were made in, so what `work` returns stays usable everywhere.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         std::thread::scope(|scope| {
-            let inside = std::thread::Builder::new()
-                .name("netns".into())
-                .spawn_scoped(scope, || {
-                    setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
-                    Ok(work())
-                });
-            let thread = inside.map_err(|source| Error::Thread {
-                name: self.name.clone(),
-                source,
-            })?;
+            let inside = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+                setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+                Ok(work())
+            });
+            let thread = inside.map_err(|source| Error::Thread { name: self.name.clone(), source })?;
             match thread.join() {
                 Ok(result) => result.map_err(step("entering", &self.name)),
-                Err(_) => Err(Error::Panicked {
-                    name: self.name.clone(),
-                }),
+                Err(_) => Err(Error::Panicked { name: self.name.clone() }),
             }
         })
     }
@@ -101,27 +90,14 @@ pub fn ensure(name: &str) -> Result<Netns, Error> {
         .open(&path)
         .map_err(step("naming", name))?;
     let target = path.clone();
-    let made = std::thread::Builder::new()
-        .name("netns-new".into())
-        .spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            mount(
-                Some("/proc/thread-self/ns/net"),
-                &target,
-                None::<&str>,
-                MsFlags::MS_BIND,
-                None::<&str>,
-            )
-        });
-    made.map_err(|source| Error::Thread {
-        name: name.to_owned(),
-        source,
-    })?
-    .join()
-    .map_err(|_| Error::Panicked {
-        name: name.to_owned(),
-    })?
-    .map_err(|errno| step("making", name)(errno.into()))?;
+    let made = std::thread::Builder::new().name("netns-new".into()).spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        mount(Some("/proc/thread-self/ns/net"), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    });
+    made.map_err(|source| Error::Thread { name: name.to_owned(), source })?
+        .join()
+        .map_err(|_| Error::Panicked { name: name.to_owned() })?
+        .map_err(|errno| step("making", name)(errno.into()))?;
     find(name)?.ok_or_else(|| step("opening", name)(io::ErrorKind::NotFound.into()))
 }
 
@@ -133,10 +109,12 @@ pub fn find(name: &str) -> Result<Option<Netns>, Error> {
         Err(source) => return Err(step("opening", name)(source)),
     };
     let kind = fstatfs(&file).map_err(|errno| step("looking at", name)(errno.into()))?;
-    Ok((kind.filesystem_type().0 as i64 == NSFS_MAGIC).then(|| Netns {
-        name: name.to_owned(),
-        file,
-    }))
+    Ok((kind.filesystem_type().0 as i64 == NSFS_MAGIC).then(|| Netns { name: name.to_owned(), file }))
+}
+
+/// Whether anything has that name, a namespace or what a crash left of one.
+pub fn is_named(name: &str) -> bool {
+    path_of(name).exists()
 }
 
 /// Takes the name away. The namespace itself goes with its last socket, device and process.

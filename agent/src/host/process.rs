@@ -18,11 +18,7 @@ use tokio::io::unix::AsyncFd;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{step} of process {pid}")]
-    Step {
-        step: &'static str,
-        pid: u32,
-        source: io::Error,
-    },
+    Step { step: &'static str, pid: u32, source: io::Error },
     #[error("/proc/{pid}/stat does not read as expected")]
     Format { pid: u32 },
 }
@@ -48,20 +44,10 @@ impl VmmProcess {
             other => other.map_err(step("reading the state", pid))?,
         };
         // The name may hold spaces and brackets, so count from the last bracket: state is field 3, start 22.
-        let mut fields = text
-            .rsplit_once(')')
-            .map(|(_, rest)| rest)
-            .unwrap_or_default()
-            .split_whitespace();
+        let mut fields = text.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default().split_whitespace();
         let state = fields.next().ok_or(Error::Format { pid })?;
-        let start = fields
-            .nth(18)
-            .and_then(|text| text.parse().ok())
-            .ok_or(Error::Format { pid })?;
-        Ok((!matches!(state, "Z" | "X")).then_some(Self {
-            pid,
-            start_time: start,
-        }))
+        let start = fields.nth(18).and_then(|text| text.parse().ok()).ok_or(Error::Format { pid })?;
+        Ok((!matches!(state, "Z" | "X")).then_some(Self { pid, start_time: start }))
     }
 }
 
@@ -159,10 +145,7 @@ impl Process {
 
     /// The exit of a process that has ended.
     fn reap(&self) -> Result<Exit, Error> {
-        match waitid(
-            Id::PIDFd(self.pidfd.as_fd()),
-            WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
-        ) {
+        match waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
             Ok(WaitStatus::Exited(_, code)) => Ok(Exit::Code(code)),
             Ok(WaitStatus::Signaled(_, signal, _)) => Ok(Exit::Signal(signal as i32)),
             // Not our child, or reaped before.
@@ -187,18 +170,7 @@ fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
 fn send_kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     let nothing = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: the descriptor is open for the duration of the call, and no siginfo is passed.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            libc::SIGKILL,
-            nothing,
-            0,
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    let result =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, nothing, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -40,10 +40,7 @@ pub fn open_listener(netns: &Netns) -> Result<OwnedFd, Error> {
         socket.listen(LISTEN_BACKLOG)?;
         Ok(socket.into())
     };
-    netns.run(make)?.map_err(|source| Error::Make {
-        what: "listener",
-        source,
-    })
+    netns.run(make)?.map_err(|source| Error::Make { what: "listener", source })
 }
 
 /// Hears every DNS question of the guest, says which server it was meant for, and answers in its name.
@@ -57,9 +54,7 @@ pub fn open_dns(netns: &Netns) -> Result<OwnedFd, Error> {
         socket.bind(&SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), seal::DNS_PORT).into())?;
         Ok(socket.into())
     };
-    netns
-        .run(make)?
-        .map_err(|source| Error::Make { what: "DNS", source })
+    netns.run(make)?.map_err(|source| Error::Make { what: "DNS", source })
 }
 
 /// Unconnected TCP sockets, each good for one connection to the guest at a time, from the gateway's address.
@@ -68,9 +63,7 @@ pub fn open_dial_sockets(netns: &Netns, count: usize) -> Result<Vec<OwnedFd>, Er
         return Err(Error::TooMany(count));
     }
     let make = || (0..count).map(|_| dial_socket()).collect::<io::Result<Vec<_>>>();
-    netns
-        .run(make)?
-        .map_err(|source| Error::Make { what: "dial", source })
+    netns.run(make)?.map_err(|source| Error::Make { what: "dial", source })
 }
 
 fn dial_socket() -> io::Result<OwnedFd> {

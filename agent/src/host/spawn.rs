@@ -41,11 +41,7 @@ pub enum Error {
     #[error("cloning a process for {program}")]
     Clone { program: PathBuf, source: io::Error },
     #[error("{step:?} before {program} could run")]
-    Child {
-        step: Step,
-        program: PathBuf,
-        source: io::Error,
-    },
+    Child { step: Step, program: PathBuf, source: io::Error },
     #[error("taking hold of the new process")]
     Hold(#[from] process::Error),
     #[error("{0} descriptors for one process, {MAX_DESCRIPTORS} at most")]
@@ -115,10 +111,7 @@ pub fn spawn(spec: Spawn<'_>) -> Result<Process, Error> {
         return Err(Error::TooManyDescriptors(spec.descriptors.len()));
     }
     let program = spec.program.to_owned();
-    let prepare = |source| Error::Prepare {
-        program: program.clone(),
-        source,
-    };
+    let prepare = |source| Error::Prepare { program: program.clone(), source };
     let (cgroup, procs) = match spec.cgroup.entrance()? {
         Entrance::Clone(directory) => (Some(directory), Vec::new()),
         Entrance::Write(procs) => (None, procs),
@@ -128,11 +121,7 @@ pub fn spawn(spec: Spawn<'_>) -> Result<Process, Error> {
         texts.push(c_string(OsStr::new(argument)).map_err(prepare)?);
     }
     let (report_in, report_out) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| prepare(errno.into()))?;
-    let null = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-        .map_err(prepare)?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(prepare)?;
     let mut descriptors = vec![park(&null).map_err(prepare)?, park(&null).map_err(prepare)?];
     descriptors.push(park(&spec.stderr).map_err(prepare)?);
     for descriptor in &spec.descriptors {
@@ -140,11 +129,7 @@ pub fn spawn(spec: Spawn<'_>) -> Result<Process, Error> {
     }
     let prepared = Prepared {
         program: texts[0].clone(),
-        arguments: texts
-            .iter()
-            .map(|text| text.as_ptr())
-            .chain([std::ptr::null()])
-            .collect(),
+        arguments: texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect(),
         environment: [c"LC_ALL=C".as_ptr(), std::ptr::null()],
         jail: Jail::plan(spec.jail_dir, spec.program, spec.uid, spec.kvm).map_err(prepare)?,
         descriptors,
@@ -153,10 +138,8 @@ pub fn spawn(spec: Spawn<'_>) -> Result<Process, Error> {
         uid: spec.uid,
     };
     drop(report_out);
-    let (pid, pidfd) = clone_into(cgroup.as_ref(), &prepared).map_err(|source| Error::Clone {
-        program: program.clone(),
-        source,
-    })?;
+    let (pid, pidfd) = clone_into(cgroup.as_ref(), &prepared)
+        .map_err(|source| Error::Clone { program: program.clone(), source })?;
     drop(prepared);
     let process = Process::of_child(pid, pidfd)?;
     match read_report(report_in) {
@@ -164,11 +147,7 @@ pub fn spawn(spec: Spawn<'_>) -> Result<Process, Error> {
         Some((step, source)) => {
             // It ends by itself; being reaped is all it still needs.
             process.wait_blocking()?;
-            Err(Error::Child {
-                step,
-                program,
-                source,
-            })
+            Err(Error::Child { step, program, source })
         }
     }
 }
@@ -192,13 +171,8 @@ fn read_report(pipe: OwnedFd) -> Option<(Step, io::Error)> {
         Ok(8) => {
             let word =
                 |at: usize| i32::from_ne_bytes([report[at], report[at + 1], report[at + 2], report[at + 3]]);
-            let step = usize::try_from(word(0))
-                .ok()
-                .and_then(|index| STEPS.get(index).copied());
-            Some((
-                step.unwrap_or(Step::Unknown),
-                io::Error::from_raw_os_error(word(4)),
-            ))
+            let step = usize::try_from(word(0)).ok().and_then(|index| STEPS.get(index).copied());
+            Some((step.unwrap_or(Step::Unknown), io::Error::from_raw_os_error(word(4))))
         }
         Ok(_) => Some((Step::Unknown, io::ErrorKind::UnexpectedEof.into())),
         Err(error) => Some((Step::Unknown, error)),
@@ -222,11 +196,7 @@ fn clone_into(cgroup: Option<&OwnedFd>, prepared: &Prepared) -> io::Result<(u32,
     // SAFETY: without CLONE_VM the child has its own copy of everything, so this is a fork. It calls only
     // `run_child`, which allocates nothing, takes no lock and never returns.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            &raw mut arguments,
-            std::mem::size_of::<libc::clone_args>(),
-        )
+        libc::syscall(libc::SYS_clone3, &raw mut arguments, std::mem::size_of::<libc::clone_args>())
     };
     match result {
         0 => run_child(prepared),
@@ -283,12 +253,8 @@ fn prepare_child(prepared: &Prepared) -> Result<(), (Step, i32)> {
             check(libc::dup2(descriptor.as_raw_fd(), number)).map_err(at(Step::PlaceDescriptors))?;
         }
         let first_free = prepared.descriptors.len() as libc::c_uint;
-        let closed = libc::syscall(
-            libc::SYS_close_range,
-            first_free,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        );
+        let closed =
+            libc::syscall(libc::SYS_close_range, first_free, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
         check(closed as i32).map_err(at(Step::PlaceDescriptors))?;
         limit(libc::RLIMIT_CORE, 0).map_err(at(Step::SetLimits))?;
         limit(libc::RLIMIT_NOFILE, MAX_OPEN_FILES).map_err(at(Step::SetLimits))?;
@@ -313,10 +279,7 @@ unsafe fn reset_signals() -> Result<(), i32> {
 /// # Safety
 /// Only in a new process.
 unsafe fn limit(resource: libc::__rlimit_resource_t, value: u64) -> Result<(), i32> {
-    let limit = libc::rlimit {
-        rlim_cur: value,
-        rlim_max: value,
-    };
+    let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
     // SAFETY: reads one live structure.
     check(unsafe { libc::setrlimit(resource, &limit) })
 }
@@ -332,10 +295,7 @@ unsafe fn drop_privileges(uid: u32) -> Result<(), i32> {
         version: u32,
         pid: i32,
     }
-    let header = Header {
-        version: CAPABILITY_VERSION_3,
-        pid: 0,
-    };
+    let header = Header { version: CAPABILITY_VERSION_3, pid: 0 };
     let none = [0u32; 6];
     // SAFETY: plain numbers, and two structures laid out as capset(2) reads them.
     unsafe {
@@ -346,13 +306,7 @@ unsafe fn drop_privileges(uid: u32) -> Result<(), i32> {
                 other => other?,
             }
         }
-        check(libc::prctl(
-            libc::PR_CAP_AMBIENT,
-            libc::PR_CAP_AMBIENT_CLEAR_ALL,
-            0,
-            0,
-            0,
-        ))?;
+        check(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))?;
         check(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) as i32)?;
         check(libc::syscall(libc::SYS_setresgid, uid, uid, uid) as i32)?;
         check(libc::syscall(libc::SYS_setresuid, uid, uid, uid) as i32)?;

@@ -23,11 +23,7 @@ pub enum Error {
     #[error("{tool} did not end within {deadline:?}")]
     Deadline { tool: String, deadline: Duration },
     #[error("{tool} failed ({status}): {stderr}")]
-    Failed {
-        tool: String,
-        status: ExitStatus,
-        stderr: String,
-    },
+    Failed { tool: String, status: ExitStatus, stderr: String },
 }
 
 /// Runs `tool` with `input` on its standard input and returns its standard output.
@@ -51,44 +47,26 @@ pub fn run<A: AsRef<OsStr>>(
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::Missing {
-                tool: tool.to_owned(),
-            },
-            _ => Error::Start {
-                tool: tool.to_owned(),
-                source,
-            },
+            io::ErrorKind::NotFound => Error::Missing { tool: tool.to_owned() },
+            _ => Error::Start { tool: tool.to_owned(), source },
         })?;
     let stdin = child.stdin.take();
     let stdout = child.stdout.take();
     let stderr = child.stderr.take();
-    let talk = |source| Error::Talk {
-        tool: tool.to_owned(),
-        source,
-    };
+    let talk = |source| Error::Talk { tool: tool.to_owned(), source };
     std::thread::scope(|scope| {
         // A tool that ends before it has read everything says why on standard error, not with EPIPE here.
         scope.spawn(move || stdin.map(|mut pipe| pipe.write_all(input)));
         let output = scope.spawn(move || drain(stdout));
         let errors = scope.spawn(move || drain(stderr));
         let status = wait(&mut child, tool, deadline)?;
-        let output = output
-            .join()
-            .map_err(|_| talk(io::Error::other("reader panicked")))?
-            .map_err(talk)?;
-        let errors = errors
-            .join()
-            .map_err(|_| talk(io::Error::other("reader panicked")))?
-            .map_err(talk)?;
+        let output = output.join().map_err(|_| talk(io::Error::other("reader panicked")))?.map_err(talk)?;
+        let errors = errors.join().map_err(|_| talk(io::Error::other("reader panicked")))?.map_err(talk)?;
         if status.success() {
             return Ok(output);
         }
         let stderr = String::from_utf8_lossy(&errors).trim().replace('\n', "; ");
-        Err(Error::Failed {
-            tool: tool.to_owned(),
-            status,
-            stderr,
-        })
+        Err(Error::Failed { tool: tool.to_owned(), status, stderr })
     })
 }
 
@@ -111,16 +89,10 @@ fn wait(child: &mut std::process::Child, tool: &str, deadline: Duration) -> Resu
                 // Both fail only if it ended by itself just now.
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(Error::Deadline {
-                    tool: tool.to_owned(),
-                    deadline,
-                });
+                return Err(Error::Deadline { tool: tool.to_owned(), deadline });
             }
             Err(source) => {
-                return Err(Error::Talk {
-                    tool: tool.to_owned(),
-                    source,
-                });
+                return Err(Error::Talk { tool: tool.to_owned(), source });
             }
         }
     }
@@ -134,10 +106,7 @@ mod tests {
 
     #[test]
     fn output_and_input_pass_through() {
-        assert_eq!(
-            run("cat", &[] as &[&str], b"hello", DEADLINE).expect("cat runs"),
-            b"hello"
-        );
+        assert_eq!(run("cat", &[] as &[&str], b"hello", DEADLINE).expect("cat runs"), b"hello");
     }
 
     #[test]

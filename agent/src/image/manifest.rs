@@ -40,10 +40,7 @@ pub struct Manifest {
 }
 
 pub(super) fn is_sha256(hex: &str) -> bool {
-    hex.len() == 64
-        && hex
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 impl Manifest {
@@ -57,21 +54,11 @@ impl Manifest {
                 return Err(Error::Sha256(part.sha256.clone()));
             }
         }
-        if !manifest
-            .command_line
-            .bytes()
-            .all(|byte| (b' '..=b'~').contains(&byte))
-        {
+        if !manifest.command_line.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
             return Err(Error::CommandLine);
         }
-        let head = format!(
-            "{{\"template\":\"{}\",\"digest\":\"{}\",",
-            manifest.template, manifest.digest
-        );
-        let covered = text
-            .trim_end()
-            .strip_prefix(&head)
-            .and_then(|rest| rest.strip_suffix('}'));
+        let head = format!("{{\"template\":\"{}\",\"digest\":\"{}\",", manifest.template, manifest.digest);
+        let covered = text.trim_end().strip_prefix(&head).and_then(|rest| rest.strip_suffix('}'));
         let covered = covered.ok_or(Error::Digest)?;
         if manifest.digest != format!("sha256:{}", hex::encode(Sha256::digest(covered))) {
             return Err(Error::Digest);

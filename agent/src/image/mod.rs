@@ -37,11 +37,7 @@ pub enum Error {
     #[error("image {digest} of template {template} is not on this host")]
     NoImage { template: String, digest: String },
     #[error("{step} {path}")]
-    File {
-        step: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    File { step: &'static str, path: PathBuf, source: io::Error },
     #[error("manifest {path}")]
     Manifest { path: PathBuf, source: manifest::Error },
     #[error("manifest {path} is about {found}")]
@@ -97,6 +93,21 @@ impl Stamp {
 }
 
 impl Image {
+    /// The same image whose kernel is told more. Its digest is kept, so it must not be saved from.
+    pub(crate) fn with_command_line(&self, more: &str) -> Result<Self, Error> {
+        let share = |file: &File| file.try_clone().map_err(at("sharing", Path::new(&self.template)));
+        Ok(Self {
+            template: self.template.clone(),
+            digest: self.digest.clone(),
+            guest_protocol: self.guest_protocol,
+            command_line: format!("{} {more}", self.command_line),
+            kernel: share(&self.kernel)?,
+            initramfs: share(&self.initramfs)?,
+            base: share(&self.base)?,
+            stamps: Vec::new(),
+        })
+    }
+
     fn is_unchanged(&self) -> bool {
         let same =
             |(path, stamp): &(PathBuf, Stamp)| fs::metadata(path).is_ok_and(|now| Stamp::of(&now) == *stamp);
@@ -121,10 +132,7 @@ pub struct Images {
 
 impl Images {
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self {
-            root: root.into(),
-            verified: Mutex::default(),
-        }
+        Self { root: root.into(), verified: Mutex::default() }
     }
 
     /// Every template with a current image. Manifests are read, files are not hashed.
@@ -137,16 +145,8 @@ impl Images {
             let dir = self.root.join(&name).join(CURRENT);
             if dir.join(MANIFEST).exists() {
                 let manifest = read_manifest(&dir, &name)?;
-                let Manifest {
-                    digest,
-                    guest_protocol,
-                    ..
-                } = manifest;
-                templates.push(Template {
-                    name,
-                    digest,
-                    guest_protocol,
-                });
+                let Manifest { digest, guest_protocol, .. } = manifest;
+                templates.push(Template { name, digest, guest_protocol });
             }
         }
         templates.sort_by(|a, b| a.name.cmp(&b.name));
@@ -171,19 +171,13 @@ impl Images {
         check_template(template)?;
         let dir = self.root.join(template).join(directory_name(digest)?);
         if !dir.join(MANIFEST).exists() {
-            return Err(Error::NoImage {
-                template: template.to_owned(),
-                digest: digest.to_owned(),
-            });
+            return Err(Error::NoImage { template: template.to_owned(), digest: digest.to_owned() });
         }
         let image = self.verify(&dir, template)?;
         if image.digest == digest {
             return Ok(image);
         }
-        Err(Error::WrongPlace {
-            path: dir.join(MANIFEST),
-            found: image.digest.clone(),
-        })
+        Err(Error::WrongPlace { path: dir.join(MANIFEST), found: image.digest.clone() })
     }
 
     /// Removes every image that no row pins and that is not current. Returns the directories removed.
@@ -203,14 +197,9 @@ impl Images {
                 let path = dir.join(&name);
                 let is_image = name.len() == NAME_HEX && name.bytes().all(|byte| byte.is_ascii_hexdigit());
                 if is_image && !keep.contains(&name) && fs::canonicalize(&path).ok() != current {
-                    file::remove_tree(&path).map_err(|source| Error::Remove {
-                        path: path.clone(),
-                        source,
-                    })?;
-                    self.verified
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .remove(&path);
+                    file::remove_tree(&path)
+                        .map_err(|source| Error::Remove { path: path.clone(), source })?;
+                    self.verified.lock().unwrap_or_else(PoisonError::into_inner).remove(&path);
                     removed.push(path);
                 }
             }
@@ -226,10 +215,7 @@ impl Images {
         }
         let manifest = read_manifest(dir, template)?;
         if !dir.ends_with(directory_name(&manifest.digest)?) {
-            return Err(Error::WrongPlace {
-                path: dir.join(MANIFEST),
-                found: manifest.digest,
-            });
+            return Err(Error::WrongPlace { path: dir.join(MANIFEST), found: manifest.digest });
         }
         let mut stamps = Vec::new();
         let mut open = |part: &Part| open_part(dir, part, &mut stamps);
@@ -258,11 +244,8 @@ fn check_template(name: &str) -> Result<(), Error> {
 }
 
 fn directory_name(digest: &str) -> Result<&str, Error> {
-    let hex = digest
-        .strip_prefix("sha256:")
-        .filter(|hex| manifest::is_sha256(hex));
-    hex.map(|hex| &hex[..NAME_HEX])
-        .ok_or_else(|| Error::DigestText(digest.to_owned()))
+    let hex = digest.strip_prefix("sha256:").filter(|hex| manifest::is_sha256(hex));
+    hex.map(|hex| &hex[..NAME_HEX]).ok_or_else(|| Error::DigestText(digest.to_owned()))
 }
 
 fn names_in(dir: &Path) -> Result<Vec<String>, Error> {
@@ -284,15 +267,9 @@ fn read_manifest(dir: &Path, template: &str) -> Result<Manifest, Error> {
         return Err(Error::Corrupt { path });
     }
     let text = fs::read_to_string(&path).map_err(at("reading", &path))?;
-    let manifest = Manifest::parse(&text).map_err(|source| Error::Manifest {
-        path: path.clone(),
-        source,
-    })?;
+    let manifest = Manifest::parse(&text).map_err(|source| Error::Manifest { path: path.clone(), source })?;
     if manifest.template != template {
-        return Err(Error::WrongPlace {
-            path,
-            found: manifest.template,
-        });
+        return Err(Error::WrongPlace { path, found: manifest.template });
     }
     Ok(manifest)
 }

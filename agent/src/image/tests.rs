@@ -38,9 +38,7 @@ fn write_image(root: &Path, base: &str) -> String {
 }
 
 fn path_of(root: &Path, digest: &str, file: &str) -> PathBuf {
-    root.join(TEMPLATE)
-        .join(directory_name(digest).expect("a digest"))
-        .join(file)
+    root.join(TEMPLATE).join(directory_name(digest).expect("a digest")).join(file)
 }
 
 #[test]
@@ -49,23 +47,10 @@ fn the_current_image_is_found_and_verified_once() {
     let digest = write_image(root.path(), "base one");
     let images = Images::new(root.path());
     let first = images.get_current(TEMPLATE).expect("verified");
-    assert_eq!(
-        (first.digest.as_str(), first.guest_protocol),
-        (digest.as_str(), 1)
-    );
-    assert!(Arc::ptr_eq(
-        &first,
-        &images.get(TEMPLATE, &digest).expect("verified")
-    ));
+    assert_eq!((first.digest.as_str(), first.guest_protocol), (digest.as_str(), 1));
+    assert!(Arc::ptr_eq(&first, &images.get(TEMPLATE, &digest).expect("verified")));
     let listed = images.list().expect("listed");
-    assert_eq!(
-        listed,
-        [Template {
-            name: TEMPLATE.to_owned(),
-            digest,
-            guest_protocol: 1
-        }]
-    );
+    assert_eq!(listed, [Template { name: TEMPLATE.to_owned(), digest, guest_protocol: 1 }]);
 }
 
 #[test]
@@ -84,23 +69,10 @@ fn a_manifest_that_says_something_else_than_its_digest_is_refused() {
     let root = tempfile::tempdir().expect("a directory");
     let digest = write_image(root.path(), "base one");
     let path = path_of(root.path(), &digest, MANIFEST);
-    let text = fs::read_to_string(&path)
-        .expect("read")
-        .replace("quiet", "init=/x");
+    let text = fs::read_to_string(&path).expect("read").replace("quiet", "init=/x");
     fs::write(&path, text).expect("written");
-    let error = Images::new(root.path())
-        .get(TEMPLATE, &digest)
-        .expect_err("changed");
-    assert!(
-        matches!(
-            error,
-            Error::Manifest {
-                source: manifest::Error::Digest,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    let error = Images::new(root.path()).get(TEMPLATE, &digest).expect_err("changed");
+    assert!(matches!(error, Error::Manifest { source: manifest::Error::Digest, .. }), "{error:?}");
 }
 
 #[test]
@@ -109,9 +81,7 @@ fn files_that_vmms_could_not_open_are_refused() {
     let digest = write_image(root.path(), "base one");
     let kernel = path_of(root.path(), &digest, "kernel");
     fs::set_permissions(&kernel, fs::Permissions::from_mode(0o600)).expect("changed");
-    let error = Images::new(root.path())
-        .get_current(TEMPLATE)
-        .expect_err("unreadable");
+    let error = Images::new(root.path()).get_current(TEMPLATE).expect_err("unreadable");
     assert!(matches!(error, Error::Unreadable { .. }), "{error:?}");
 }
 
@@ -120,9 +90,7 @@ fn only_images_without_a_pin_are_removed() {
     let root = tempfile::tempdir().expect("a directory");
     let digests = ["one", "two", "three"].map(|base| write_image(root.path(), base));
     let images = Images::new(root.path());
-    let removed = images
-        .remove_unpinned(&BTreeSet::from([digests[0].clone()]))
-        .expect("removed");
+    let removed = images.remove_unpinned(&BTreeSet::from([digests[0].clone()])).expect("removed");
     assert_eq!(removed, [path_of(root.path(), &digests[1], "")]);
     images.get(TEMPLATE, &digests[0]).expect("pinned");
     images.get(TEMPLATE, &digests[2]).expect("current");
@@ -134,14 +102,8 @@ fn only_images_without_a_pin_are_removed() {
 fn names_that_are_not_names_are_refused() {
     let images = Images::new("/nonexistent");
     for name in ["", "../etc", "a/b", "A", "-a"] {
-        assert!(
-            matches!(images.get_current(name), Err(Error::TemplateName(_))),
-            "{name}"
-        );
+        assert!(matches!(images.get_current(name), Err(Error::TemplateName(_))), "{name}");
     }
-    assert!(matches!(
-        images.get("a", "sha256:../.."),
-        Err(Error::DigestText(_))
-    ));
+    assert!(matches!(images.get("a", "sha256:../.."), Err(Error::DigestText(_))));
     assert!(matches!(images.get_current("absent"), Err(Error::NoTemplate(_))));
 }

@@ -26,12 +26,7 @@ pub enum Mismatch {
     #[error(
         "it was taken with {saved_vcpus} CPUs and {saved_mib} MiB, not {wanted_vcpus} and {wanted_mib} MiB"
     )]
-    Geometry {
-        saved_vcpus: u32,
-        saved_mib: u64,
-        wanted_vcpus: u32,
-        wanted_mib: u64,
-    },
+    Geometry { saved_vcpus: u32, saved_mib: u64, wanted_vcpus: u32, wanted_mib: u64 },
     #[error("it was taken on machine {saved}, not {wanted}")]
     Machine { saved: String, wanted: String },
     #[error("it was taken by version {saved} of the VMM, not {wanted}")]

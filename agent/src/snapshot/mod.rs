@@ -33,11 +33,7 @@ const MAX_MANIFEST_BYTES: u64 = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{step} {path}")]
-    Step {
-        step: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Step { step: &'static str, path: PathBuf, source: io::Error },
     #[error("finishing snapshot {id}")]
     Finish { id: SnapshotId, source: file::Error },
     #[error("removing snapshot {id}")]
@@ -45,10 +41,7 @@ pub enum Error {
     #[error("snapshot {id} is not on this host")]
     Absent { id: SnapshotId },
     #[error("the manifest of snapshot {id} does not read as expected")]
-    Manifest {
-        id: SnapshotId,
-        source: serde_json::Error,
-    },
+    Manifest { id: SnapshotId, source: serde_json::Error },
     #[error("snapshot {id} was written in format {found}, this agent reads {FORMAT}")]
     Format { id: SnapshotId, found: u32 },
     #[error("{path} differs from its manifest")]
@@ -86,9 +79,7 @@ pub struct Snapshots {
 
 impl Snapshots {
     pub fn new(state_dir: &Path) -> Self {
-        Self {
-            root: state_dir.join("snapshots"),
-        }
+        Self { root: state_dir.join("snapshots") }
     }
 
     pub fn directory(&self, id: &SnapshotId) -> PathBuf {
@@ -105,13 +96,7 @@ impl Snapshots {
             made.map_err(at("making", &path)).map(|file| (path, file))
         };
         let (device, ram) = (make(dir.join(DEVICE))?, make(dir.join(RAM))?);
-        Ok(Draft {
-            id,
-            final_dir: self.directory(&id),
-            dir,
-            device,
-            ram,
-        })
+        Ok(Draft { id, final_dir: self.directory(&id), dir, device, ram })
     }
 
     /// Opens a complete snapshot. Contents are verified as they are read.
@@ -127,10 +112,7 @@ impl Snapshots {
         let format: Format =
             serde_json::from_slice(&text).map_err(|source| Error::Manifest { id, source })?;
         if format.format != FORMAT {
-            return Err(Error::Format {
-                id,
-                found: format.format,
-            });
+            return Err(Error::Format { id, found: format.format });
         }
         let manifest: Manifest =
             serde_json::from_slice(&text).map_err(|source| Error::Manifest { id, source })?;
@@ -210,10 +192,7 @@ impl Draft {
     /// Writes the guest's memory from `source`, which is asked for ascending ranges.
     pub fn write_ram(&self, source: &impl ram::Source) -> Result<Contents, Error> {
         let (path, file) = &self.ram;
-        let written = ram::write(source, file).map_err(|source| Error::Ram {
-            path: path.clone(),
-            source,
-        })?;
+        let written = ram::write(source, file).map_err(|source| Error::Ram { path: path.clone(), source })?;
         file.sync_all().map_err(at("writing out", path))?;
         Ok(written)
     }
@@ -223,16 +202,8 @@ impl Draft {
         let (path, device) = &self.device;
         device.sync_all().map_err(at("writing out", path))?;
         let bytes = fs::read(path).map_err(at("reading", path))?;
-        let device = Contents {
-            sha256: hex::encode(Sha256::digest(&bytes)),
-            bytes: bytes.len() as u64,
-        };
-        let manifest = Manifest {
-            format: FORMAT,
-            key,
-            device,
-            ram,
-        };
+        let device = Contents { sha256: hex::encode(Sha256::digest(&bytes)), bytes: bytes.len() as u64 };
+        let manifest = Manifest { format: FORMAT, key, device, ram };
         let text = serde_json::to_vec(&manifest).map_err(|source| Error::Manifest { id: self.id, source })?;
         let finish = |source| Error::Finish { id: self.id, source };
         file::write_atomically(&self.dir.join(MANIFEST), &text).map_err(finish)?;
@@ -291,15 +262,8 @@ impl Snapshot {
     pub fn read_ram(&self, target: &impl ram::Target) -> Result<(), Error> {
         let path = self.dir.join(RAM);
         let file = File::open(&path).map_err(at("opening", &path))?;
-        let read = ram::read(file, target).map_err(|source| Error::Ram {
-            path: path.clone(),
-            source,
-        })?;
-        if read != self.manifest.ram {
-            Err(Error::Corrupt { path })
-        } else {
-            Ok(())
-        }
+        let read = ram::read(file, target).map_err(|source| Error::Ram { path: path.clone(), source })?;
+        if read != self.manifest.ram { Err(Error::Corrupt { path }) } else { Ok(()) }
     }
 }
 

@@ -89,18 +89,11 @@ struct Tally<F> {
 
 impl<F> Tally<F> {
     fn new(file: F) -> Self {
-        Self {
-            file,
-            hash: Sha256::new(),
-            bytes: 0,
-        }
+        Self { file, hash: Sha256::new(), bytes: 0 }
     }
 
     fn finish(self) -> Contents {
-        Contents {
-            sha256: hex::encode(self.hash.finalize()),
-            bytes: self.bytes,
-        }
+        Contents { sha256: hex::encode(self.hash.finalize()), bytes: self.bytes }
     }
 }
 
@@ -189,10 +182,7 @@ pub fn read(file: impl Read, target: &impl Target) -> Result<Contents, Error> {
     }
     let found = number::<8>(&head[16..]);
     if found != target.bytes() {
-        return Err(Error::Size {
-            found,
-            wanted: target.bytes(),
-        });
+        return Err(Error::Size { found, wanted: target.bytes() });
     }
     let mut buffer = vec![0u8; CHUNK_BYTES];
     let mut reached = 0;
@@ -229,8 +219,6 @@ fn number<const N: usize>(bytes: &[u8]) -> u64 {
 
 impl<F> fmt::Debug for Tally<F> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Tally")
-            .field("bytes", &self.bytes)
-            .finish_non_exhaustive()
+        out.debug_struct("Tally").field("bytes", &self.bytes).finish_non_exhaustive()
     }
 }

@@ -33,10 +33,7 @@ impl ram::Source for Plain {
     }
 
     fn ranges(&self) -> Result<Vec<Range>, memory::Error> {
-        Ok(vec![Range {
-            offset: 0,
-            length: ram::Source::bytes(self),
-        }])
+        Ok(vec![Range { offset: 0, length: ram::Source::bytes(self) }])
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), memory::Error> {
@@ -116,10 +113,7 @@ fn a_snapshot_comes_back_whole() {
     let manifest = write_snapshot(&snapshots, &memory);
     let snapshot = snapshots.open(id(1)).expect("opened");
     assert_eq!(snapshot.manifest(), &manifest);
-    assert_eq!(
-        io::read_to_string(snapshot.open_device().expect("verified")).expect("read"),
-        "device state"
-    );
+    assert_eq!(io::read_to_string(snapshot.open_device().expect("verified")).expect("read"), "device state");
     let restored = Plain::zeroes(16);
     snapshot.read_ram(&restored).expect("verified");
     assert!(memory.0 == restored.0, "memory differs");
@@ -145,34 +139,17 @@ fn damage_is_refused() {
     };
     overwrite(RAM, 24 + 12 + 100);
     let snapshot = snapshots.open(id(1)).expect("opened");
-    assert!(matches!(
-        snapshot.read_ram(&Plain::zeroes(4)),
-        Err(Error::Corrupt { .. })
-    ));
+    assert!(matches!(snapshot.read_ram(&Plain::zeroes(4)), Err(Error::Corrupt { .. })));
     overwrite(DEVICE, 0);
     assert!(matches!(snapshot.open_device(), Err(Error::Corrupt { .. })));
     let other_size = snapshot.read_ram(&Plain::zeroes(5)).expect_err("another size");
-    assert!(
-        matches!(
-            other_size,
-            Error::Ram {
-                source: ram::Error::Size { .. },
-                ..
-            }
-        ),
-        "{other_size:?}"
-    );
+    assert!(matches!(other_size, Error::Ram { source: ram::Error::Size { .. }, .. }), "{other_size:?}");
     let bytes = fs::read(file(RAM)).expect("read");
     fs::write(file(RAM), &bytes[..bytes.len() - 1]).expect("written");
     assert!(matches!(snapshots.open(id(1)), Err(Error::Corrupt { .. })));
-    let text = fs::read_to_string(file(MANIFEST))
-        .expect("read")
-        .replace("\"format\":1", "\"format\":2");
+    let text = fs::read_to_string(file(MANIFEST)).expect("read").replace("\"format\":1", "\"format\":2");
     fs::write(file(MANIFEST), text).expect("written");
-    assert!(matches!(
-        snapshots.open(id(1)),
-        Err(Error::Format { found: 2, .. })
-    ));
+    assert!(matches!(snapshots.open(id(1)), Err(Error::Format { found: 2, .. })));
 }
 
 #[test]
@@ -180,21 +157,11 @@ fn an_unfinished_snapshot_is_nobodys() {
     let dir = tempfile::tempdir().expect("a directory");
     let snapshots = Snapshots::new(dir.path());
     drop(snapshots.begin(id(2)).expect("begun"));
-    assert_eq!(
-        fs::read_dir(dir.path().join("snapshots"))
-            .expect("listed")
-            .count(),
-        0
-    );
+    assert_eq!(fs::read_dir(dir.path().join("snapshots")).expect("listed").count(), 0);
     std::mem::forget(snapshots.begin(id(2)).expect("begun"));
     assert_eq!(snapshots.list().expect("listed"), []);
     snapshots.remove_unfinished().expect("cleaned");
-    assert_eq!(
-        fs::read_dir(dir.path().join("snapshots"))
-            .expect("listed")
-            .count(),
-        0
-    );
+    assert_eq!(fs::read_dir(dir.path().join("snapshots")).expect("listed").count(), 0);
 }
 
 #[test]
@@ -208,24 +175,9 @@ fn every_part_of_the_key_counts() {
     };
     assert!(matches!(with(|key| key.image.push('b')), Mismatch::Image { .. }));
     assert!(matches!(with(|key| key.vcpus = 2), Mismatch::Geometry { .. }));
-    assert!(matches!(
-        with(|key| key.memory_mib = 512),
-        Mismatch::Geometry { .. }
-    ));
-    assert!(matches!(
-        with(|key| key.machine.push('b')),
-        Mismatch::Machine { .. }
-    ));
-    assert!(matches!(
-        with(|key| key.vmm_version.push('b')),
-        Mismatch::VmmVersion { .. }
-    ));
-    assert!(matches!(
-        with(|key| key.hardware.push('b')),
-        Mismatch::Hardware { .. }
-    ));
-    assert!(matches!(
-        with(|key| key.command_line.push('b')),
-        Mismatch::CommandLine { .. }
-    ));
+    assert!(matches!(with(|key| key.memory_mib = 512), Mismatch::Geometry { .. }));
+    assert!(matches!(with(|key| key.machine.push('b')), Mismatch::Machine { .. }));
+    assert!(matches!(with(|key| key.vmm_version.push('b')), Mismatch::VmmVersion { .. }));
+    assert!(matches!(with(|key| key.hardware.push('b')), Mismatch::Hardware { .. }));
+    assert!(matches!(with(|key| key.command_line.push('b')), Mismatch::CommandLine { .. }));
 }

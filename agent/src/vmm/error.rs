@@ -10,11 +10,7 @@ use crate::snapshot::{self, Mismatch};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{step} {path}")]
-    Prepare {
-        step: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Prepare { step: &'static str, path: PathBuf, source: io::Error },
     #[error("starting the VMM")]
     Spawn(#[source] spawn::Error),
     #[error("watching the VMM")]

@@ -75,10 +75,8 @@ impl FakeDriver {
     /// Guests that are not gone.
     pub fn alive(&self) -> Vec<ExecutionId> {
         let state = self.lock();
-        let alive = state
-            .guests
-            .iter()
-            .filter(|(_, guest)| !matches!(*guest.state.borrow(), Observed::Gone(_)));
+        let alive =
+            state.guests.iter().filter(|(_, guest)| !matches!(*guest.state.borrow(), Observed::Gone(_)));
         alive.map(|(execution, _)| *execution).collect()
     }
 
@@ -107,11 +105,7 @@ impl FakeDriver {
     }
 
     fn handle(&self, execution: ExecutionId, process: VmmProcess) -> Arc<dyn Vm> {
-        Arc::new(FakeVm {
-            driver: self.clone(),
-            execution,
-            process,
-        })
+        Arc::new(FakeVm { driver: self.clone(), execution, process })
     }
 }
 
@@ -134,11 +128,7 @@ impl Driver for FakeDriver {
     }
 
     fn limits(&self, geometry: Geometry) -> Limits {
-        Limits {
-            memory_bytes: geometry.memory_mib << 20,
-            vcpus: geometry.vcpus,
-            processes: 1,
-        }
+        Limits { memory_bytes: geometry.memory_mib << 20, vcpus: geometry.vcpus, processes: 1 }
     }
 
     async fn launch(&self, spec: LaunchSpec) -> Result<Launched, Error> {
@@ -152,10 +142,8 @@ impl Driver for FakeDriver {
             let mut state = self.lock();
             state.launches += 1;
             // Above every real pid, so that a mistaken signal hits nobody.
-            let process = VmmProcess {
-                pid: 0x4000_0000 + state.launches,
-                start_time: u64::from(state.launches),
-            };
+            let process =
+                VmmProcess { pid: 0x4000_0000 + state.launches, start_time: u64::from(state.launches) };
             let guest = Guest {
                 process,
                 key,
@@ -167,22 +155,15 @@ impl Driver for FakeDriver {
             process
         };
         // A launch that fails leaves nothing running.
-        self.check(Operation::Launch, Moment::After)
-            .inspect_err(|_| self.end(&execution, End::Killed))?;
-        Ok(Launched {
-            process,
-            vm: self.handle(execution, process),
-        })
+        self.check(Operation::Launch, Moment::After).inspect_err(|_| self.end(&execution, End::Killed))?;
+        Ok(Launched { process, vm: self.handle(execution, process) })
     }
 
     async fn adopt(&self, spec: AdoptSpec) -> Result<Option<Arc<dyn Vm>>, Error> {
         self.check(Operation::Adopt, Moment::Before)?;
         let execution = spec.names.execution;
         let state = self.lock();
-        let found = state
-            .guests
-            .get(&execution)
-            .filter(|guest| guest.process == spec.process);
+        let found = state.guests.get(&execution).filter(|guest| guest.process == spec.process);
         let alive = found.filter(|guest| !matches!(*guest.state.borrow(), Observed::Gone(_)));
         Ok(alive.map(|guest| self.handle(execution, guest.process)))
     }
@@ -198,19 +179,13 @@ struct FakeVm {
 impl FakeVm {
     fn observed(&self) -> Observed {
         let state = self.driver.lock();
-        state
-            .guests
-            .get(&self.execution)
-            .map_or(Observed::Gone(End::Unknown), |guest| *guest.state.borrow())
+        state.guests.get(&self.execution).map_or(Observed::Gone(End::Unknown), |guest| *guest.state.borrow())
     }
 
     fn change(&self, operation: Operation, to: Observed) -> Result<(), Error> {
         self.driver.check(operation, Moment::Before)?;
         if let Observed::Gone(_) = self.observed() {
-            return Err(Error::Ended {
-                step: "the test went on",
-                said: String::new(),
-            });
+            return Err(Error::Ended { step: "the test went on", said: String::new() });
         }
         if let Some(guest) = self.driver.lock().guests.get(&self.execution) {
             guest.state.send_replace(to);
@@ -258,17 +233,11 @@ impl Vm for FakeVm {
     async fn save(&self, snapshots: &Snapshots, id: SnapshotId) -> Result<Manifest, Error> {
         self.driver.check(Operation::Save, Moment::Before)?;
         if self.observed() != Observed::Paused {
-            return Err(Error::State {
-                step: "being stopped",
-                found: "running".to_owned(),
-            });
+            return Err(Error::State { step: "being stopped", found: "running".to_owned() });
         }
         let found = {
             let state = self.driver.lock();
-            state
-                .guests
-                .get(&self.execution)
-                .map(|guest| (guest.key.clone(), guest.memory_bytes))
+            state.guests.get(&self.execution).map(|guest| (guest.key.clone(), guest.memory_bytes))
         };
         let (key, bytes) = found.ok_or(Error::Injected)?;
         let draft = snapshots.begin(id).map_err(Error::Save)?;
@@ -287,20 +256,11 @@ impl Vm for FakeVm {
     }
 
     async fn wait_exit(&self) -> End {
-        let receiver = self
-            .driver
-            .lock()
-            .guests
-            .get(&self.execution)
-            .map(|guest| guest.state.subscribe());
+        let receiver = self.driver.lock().guests.get(&self.execution).map(|guest| guest.state.subscribe());
         let Some(mut receiver) = receiver else {
             return End::Unknown;
         };
-        match receiver
-            .wait_for(|state| matches!(state, Observed::Gone(_)))
-            .await
-            .as_deref()
-        {
+        match receiver.wait_for(|state| matches!(state, Observed::Gone(_))).await.as_deref() {
             Ok(Observed::Gone(end)) => *end,
             _ => End::Unknown,
         }

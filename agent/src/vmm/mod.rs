@@ -144,8 +144,5 @@ pub trait Vm: Debug + Send + Sync {
 
 /// Refuses a snapshot that does not fit.
 pub(crate) fn check_key(snapshot: &Snapshot, wanted: &Key) -> Result<(), Error> {
-    snapshot
-        .key()
-        .check(wanted)
-        .map_err(|mismatch: Mismatch| Error::Incompatible(Box::new(mismatch)))
+    snapshot.key().check(wanted).map_err(|mismatch: Mismatch| Error::Incompatible(Box::new(mismatch)))
 }

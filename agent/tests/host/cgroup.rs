@@ -10,11 +10,7 @@ use roost_agent::host::spawn::{Spawn, spawn};
 
 use crate::scratch::{Scratch, eventually};
 
-const LIMITS: Limits = Limits {
-    memory_bytes: 64 << 20,
-    vcpus: 1,
-    processes: 16,
-};
+const LIMITS: Limits = Limits { memory_bytes: 64 << 20, vcpus: 1, processes: 16 };
 
 pub(crate) fn start(names: &Names, group: &cgroup::Cgroup, program: &str, arguments: &[&str]) -> Process {
     let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
@@ -48,19 +44,13 @@ async fn usage_is_complete_after_the_process_is_gone() {
         let usage = meter.read().expect("read");
         usage.cpu_us > 50_000 && usage.memory_bytes > 4 << 20
     });
-    assert!(matches!(
-        cgroup::remove(&names.cgroup),
-        Err(cgroup::Error::Busy { .. })
-    ));
+    assert!(matches!(cgroup::remove(&names.cgroup), Err(cgroup::Error::Busy { .. })));
     group.kill().expect("killed");
     process.wait().await.expect("ended");
     let last = meter.read().expect("read after the end");
     assert!(last.cpu_us > 50_000, "{last:?}");
     assert_eq!(
-        cgroup::list(&scratch.instance)
-            .expect("listed")
-            .into_iter()
-            .collect::<Vec<_>>(),
+        cgroup::list(&scratch.instance).expect("listed").into_iter().collect::<Vec<_>>(),
         [names.execution]
     );
     eventually("the group is empty", || cgroup::remove(&names.cgroup).is_ok());
@@ -74,12 +64,7 @@ async fn who_takes_more_memory_than_allowed_is_ended() {
     let scratch = Scratch::new("cgoom");
     let names = scratch.names(1);
     let group = cgroup::ensure(&names.cgroup, &LIMITS).expect("made");
-    let process = start(
-        &names,
-        &group,
-        "/bin/sh",
-        &["-c", "set -e; x=$(printf %200000000s); sleep 60"],
-    );
+    let process = start(&names, &group, "/bin/sh", &["-c", "set -e; x=$(printf %200000000s); sleep 60"]);
     process.wait().await.expect("ended");
     eventually("the kernel's count", || group.oom_kills().expect("read") >= 1);
 }

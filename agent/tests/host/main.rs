@@ -10,4 +10,5 @@ mod scratch;
 mod cgroup;
 mod network;
 mod process;
+mod reclaim;
 mod vm;

@@ -26,17 +26,8 @@ fn a_namespace_is_made_found_listed_and_removed() {
     netns::ensure(&names.netns).expect("made again");
     assert_eq!(netns::list(&scratch.instance).expect("listed"), [names.execution]);
     let inside = netns::find(&names.netns).expect("looked").expect("there");
-    let links = || {
-        std::fs::read_to_string("/proc/thread-self/net/dev")
-            .expect("read")
-            .lines()
-            .count()
-    };
-    assert_eq!(
-        inside.run(links).expect("inside"),
-        3,
-        "two lines of heading and lo"
-    );
+    let links = || std::fs::read_to_string("/proc/thread-self/net/dev").expect("read").lines().count();
+    assert_eq!(inside.run(links).expect("inside"), 3, "two lines of heading and lo");
     netns::remove(&names.netns).expect("removed");
     netns::remove(&names.netns).expect("removed again");
     assert_eq!(netns::list(&scratch.instance).expect("listed"), []);
@@ -69,31 +60,20 @@ fn nothing_inside_can_reach_out() {
     let netns = netns::ensure(&scratch.names(1).netns).expect("made");
     seal::ensure(&netns).expect("sealed");
     let _tap = tap::open(&netns).expect("a tap");
-    assert!(
-        matches!(tap::open(&netns), Err(tap::Error::Busy)),
-        "one VMM at a time"
-    );
+    assert!(matches!(tap::open(&netns), Err(tap::Error::Busy)), "one VMM at a time");
     // A documentation address: refused for want of a route, before anything is sent.
     let dial = || {
         let target = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 80));
         #[allow(clippy::disallowed_methods)]
-        TcpStream::connect_timeout(&target, Duration::from_secs(2))
-            .map(|_| ())
-            .map_err(|error| error.kind())
+        TcpStream::connect_timeout(&target, Duration::from_secs(2)).map(|_| ()).map_err(|error| error.kind())
     };
-    assert_eq!(
-        netns.run(dial).expect("inside"),
-        Err(ErrorKind::NetworkUnreachable)
-    );
+    assert_eq!(netns.run(dial).expect("inside"), Err(ErrorKind::NetworkUnreachable));
     let ask = || {
         UdpSocket::bind("0.0.0.0:0")
             .and_then(|socket| socket.send_to(b"x", "192.0.2.1:53"))
             .map_err(|error| error.kind())
     };
-    assert_eq!(
-        netns.run(ask).expect("inside"),
-        Err(ErrorKind::NetworkUnreachable)
-    );
+    assert_eq!(netns.run(ask).expect("inside"), Err(ErrorKind::NetworkUnreachable));
     let six = || TcpListener::bind("[::1]:0").map(|_| ());
     netns.run(six).expect("inside").expect("::1 exists");
 }
@@ -108,16 +88,10 @@ fn a_second_set_of_sockets_is_made_as_easily() {
     let dns = sockets::open_dns(&netns).expect("a DNS socket");
     let dialers = sockets::open_dial_sockets(&netns, 8).expect("dial sockets");
     assert_eq!(dialers.len(), 8);
-    assert!(matches!(
-        sockets::open_dial_sockets(&netns, 33),
-        Err(sockets::Error::TooMany(33))
-    ));
+    assert!(matches!(sockets::open_dial_sockets(&netns, 33), Err(sockets::Error::TooMany(33))));
     // What is handed on works outside: the listener has the address of the namespace's loopback.
     let listener = TcpListener::from(listener);
-    assert_eq!(
-        listener.local_addr().expect("bound"),
-        SocketAddr::from((Ipv4Addr::LOCALHOST, 18080))
-    );
+    assert_eq!(listener.local_addr().expect("bound"), SocketAddr::from((Ipv4Addr::LOCALHOST, 18080)));
     drop((listener, dns));
     sockets::open_listener(&netns).expect("a listener in its place");
 }
@@ -192,24 +166,11 @@ fn every_connection_of_a_guest_meets_the_listener() {
     let wire = Wire::new(&scratch, tap);
 
     // Also the gateway's own address, and ports nobody listens on.
-    for target in [
-        "203.0.113.7:443",
-        "198.18.0.9:5432",
-        "10.0.0.1:22",
-        "192.0.2.1:53",
-    ] {
+    for target in ["203.0.113.7:443", "198.18.0.9:5432", "10.0.0.1:22", "192.0.2.1:53"] {
         let target: SocketAddr = target.parse().expect("an address");
-        let mut guest = wire
-            .guest
-            .run(|| dial(target))
-            .expect("inside")
-            .expect("connected");
+        let mut guest = wire.guest.run(|| dial(target)).expect("inside").expect("connected");
         let (mut accepted, peer) = listener.accept().expect("accepted");
-        assert_eq!(
-            accepted.local_addr().expect("known"),
-            target,
-            "the address the guest wanted"
-        );
+        assert_eq!(accepted.local_addr().expect("known"), target, "the address the guest wanted");
         assert_eq!(peer.ip(), Ipv4Addr::new(10, 0, 0, 2));
         accepted.write_all(b"hello").expect("written");
         let mut heard = [0u8; 5];
@@ -226,11 +187,7 @@ fn every_connection_of_a_guest_meets_the_listener() {
     wire.guest.run(ask).expect("inside");
     let mut question = [0u8; 64];
     let (length, from) = dns.recv_from(&mut question).expect("heard");
-    assert_eq!(
-        &question[..length],
-        b"question",
-        "and not what went to another port"
-    );
+    assert_eq!(&question[..length], b"question", "and not what went to another port");
     assert_eq!(from.ip(), Ipv4Addr::new(10, 0, 0, 2));
 
     // A forged sender is nobody.
@@ -254,23 +211,15 @@ fn a_dial_socket_reaches_the_guest_and_can_be_used_again() {
     seal::ensure(&netns).expect("sealed");
     let tap = tap::open(&netns).expect("a tap");
     let _listener = sockets::open_listener(&netns).expect("a listener");
-    let dialer = sockets::open_dial_sockets(&netns, 1)
-        .expect("a dial socket")
-        .remove(0);
+    let dialer = sockets::open_dial_sockets(&netns, 1).expect("a dial socket").remove(0);
     let wire = Wire::new(&scratch, tap);
-    let server = wire
-        .guest
-        .run(|| TcpListener::bind("10.0.0.2:1021"))
-        .expect("inside")
-        .expect("bound");
+    let server = wire.guest.run(|| TcpListener::bind("10.0.0.2:1021")).expect("inside").expect("bound");
     let target: SocketAddr = "10.0.0.2:1021".parse().expect("an address");
     for round in 0..3 {
         let socket = socket2::Socket::from(dialer.try_clone().expect("copied"));
         socket.set_nonblocking(false).expect("set");
         #[allow(clippy::disallowed_methods)]
-        socket
-            .connect(&target.into())
-            .unwrap_or_else(|error| panic!("round {round}: {error}"));
+        socket.connect(&target.into()).unwrap_or_else(|error| panic!("round {round}: {error}"));
         let (accepted, peer) = server.accept().expect("accepted");
         assert_eq!(peer.ip(), Ipv4Addr::new(10, 0, 0, 1), "it comes from the gateway");
         assert!(socket.tcp_nodelay().expect("known"));

@@ -10,21 +10,12 @@ use roost_agent::host::spawn::{self, Spawn, spawn};
 use crate::cgroup::start;
 use crate::scratch::Scratch;
 
-const LIMITS: Limits = Limits {
-    memory_bytes: 64 << 20,
-    vcpus: 1,
-    processes: 16,
-};
+const LIMITS: Limits = Limits { memory_bytes: 64 << 20, vcpus: 1, processes: 16 };
 
 fn status(pid: u32, name: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("running");
     let line = text.lines().find(|line| line.starts_with(name)).expect("a line");
-    line.split_once(':')
-        .expect("a value")
-        .1
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
+    line.split_once(':').expect("a value").1.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[tokio::test]
@@ -42,53 +33,30 @@ async fn a_vmm_has_no_privilege_no_file_and_no_network() {
     assert_eq!(status(pid, "Gid"), "61100 61100 61100 61100");
     assert_eq!(status(pid, "Groups"), "");
     let ignored = u64::from_str_radix(&status(pid, "SigIgn"), 16).expect("a number");
-    assert_eq!(
-        ignored & (1 << (libc::SIGPIPE - 1)),
-        0,
-        "what Rust ignores is not inherited"
-    );
-    assert_eq!(
-        status(pid, "NSsid").split(' ').next_back(),
-        Some("1"),
-        "it leads its own session"
-    );
+    assert_eq!(ignored & (1 << (libc::SIGPIPE - 1)), 0, "what Rust ignores is not inherited");
+    assert_eq!(status(pid, "NSsid").split(' ').next_back(), Some("1"), "it leads its own session");
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("running");
-    assert!(
-        limits
-            .lines()
-            .any(|line| line.starts_with("Max core file size        0 ")),
-        "{limits}"
-    );
+    assert!(limits.lines().any(|line| line.starts_with("Max core file size        0 ")), "{limits}");
     for namespace in ["mnt", "net", "pid", "ipc", "uts"] {
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).expect("a namespace");
         assert_ne!(of(&pid.to_string()), of("self"), "{namespace}");
     }
     let root = format!("/proc/{pid}/root");
-    let mut seen: Vec<_> = fs::read_dir(&root)
-        .expect("its root")
-        .map(|entry| entry.expect("entry").file_name())
-        .collect();
+    let mut seen: Vec<_> =
+        fs::read_dir(&root).expect("its root").map(|entry| entry.expect("entry").file_name()).collect();
     seen.sort();
     assert!(!seen.iter().any(|name| ["etc", "home", "root", "run", "tmp", "var"].contains(&name.to_str().expect("UTF-8"))), "{seen:?}");
     assert_eq!(
         fs::read_dir(format!("{root}/proc"))
             .expect("its processes")
             .filter(|entry| {
-                entry
-                    .as_ref()
-                    .expect("entry")
-                    .file_name()
-                    .to_string_lossy()
-                    .parse::<u32>()
-                    .is_ok()
+                entry.as_ref().expect("entry").file_name().to_string_lossy().parse::<u32>().is_ok()
             })
             .count(),
         1,
         "it sees itself only"
     );
-    let open = fs::read_dir(format!("/proc/{pid}/fd"))
-        .expect("its descriptors")
-        .count();
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").count();
     assert_eq!(open, 3, "nothing but the standard three");
     process.kill().expect("killed");
     assert_eq!(process.wait().await.expect("ended"), Exit::Signal(9));
@@ -111,16 +79,7 @@ async fn what_cannot_run_says_at_which_step() {
         kvm: false,
     })
     .expect_err("there is no such program");
-    assert!(
-        matches!(
-            error,
-            spawn::Error::Child {
-                step: spawn::Step::Execute,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert!(matches!(error, spawn::Error::Child { step: spawn::Step::Execute, .. }), "{error:?}");
     assert!(group.processes().expect("listed").is_empty(), "nothing stays");
 }
 
@@ -133,15 +92,8 @@ async fn only_the_very_same_process_is_adopted() {
     let identity = process.identity();
     let sleep = Path::new("/bin/sleep").canonicalize().expect("a program");
     assert!(Process::adopt(identity, &sleep).expect("looked").is_some());
-    assert!(
-        Process::adopt(identity, Path::new("/usr/bin/qemu"))
-            .expect("looked")
-            .is_none()
-    );
-    let another = VmmProcess {
-        start_time: identity.start_time + 1,
-        ..identity
-    };
+    assert!(Process::adopt(identity, Path::new("/usr/bin/qemu")).expect("looked").is_none());
+    let another = VmmProcess { start_time: identity.start_time + 1, ..identity };
     assert!(Process::adopt(another, &sleep).expect("looked").is_none());
     process.kill().expect("killed");
     process.wait().await.expect("ended");
@@ -163,11 +115,7 @@ async fn a_process_outlives_who_started_it_and_is_watched_by_the_next() {
     .await
     .expect("joined")
     .expect("ran");
-    let pid: u32 = String::from_utf8(output)
-        .expect("UTF-8")
-        .trim()
-        .parse()
-        .expect("a pid");
+    let pid: u32 = String::from_utf8(output).expect("UTF-8").trim().parse().expect("a pid");
     let identity = VmmProcess::of_pid(pid).expect("looked").expect("running");
     let adopted = Process::open(identity).expect("looked").expect("running");
     adopted.kill().expect("killed");

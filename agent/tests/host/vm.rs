@@ -6,19 +6,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use roost_agent::host::{cgroup, file, memory, netns, seal, sockets, tap};
+use roost_agent::host::{cgroup, file, memory, netns, reclaim, seal, sockets, tap};
 use roost_agent::snapshot::{Snapshots, ram};
+use roost_agent::vmm::choose::{self, Place};
 use roost_agent::vmm::qemu::{Accelerator, Qemu};
 use roost_agent::vmm::{AdoptSpec, Driver, End, Error, Geometry, LaunchSpec, Launched, Observed, Vm};
 use roost_domain::Ulid;
 use roost_domain::id::SnapshotId;
 
-use crate::scratch::{DEADLINE, Scratch, image};
+use crate::scratch::{DEADLINE, Scratch, image, image_with_an_empty_base};
 
-const GEOMETRY: Geometry = Geometry {
-    vcpus: 1,
-    memory_mib: 256,
-};
+const GEOMETRY: Geometry = Geometry { vcpus: 1, memory_mib: 256 };
 const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
 
 struct Host {
@@ -33,11 +31,7 @@ impl Host {
         let qemu = Qemu::probe(Path::new(PROGRAM), Accelerator::Tcg).await;
         let qemu = qemu.unwrap_or_else(|error| panic!("this test needs {PROGRAM}: {error}"));
         let snapshots = Snapshots::new(&scratch.dir);
-        Self {
-            scratch,
-            qemu,
-            snapshots,
-        }
+        Self { scratch, qemu, snapshots }
     }
 
     fn spec(&self, number: u128) -> LaunchSpec {
@@ -61,9 +55,7 @@ impl Host {
     /// Returns when init in the guest listens, and how long that took.
     async fn answers(&self, number: u128) -> Duration {
         let began = Instant::now();
-        let namespace = netns::find(&self.scratch.names(number).netns)
-            .expect("looked")
-            .expect("there");
+        let namespace = netns::find(&self.scratch.names(number).netns).expect("looked").expect("there");
         while began.elapsed() < DEADLINE {
             let socket = sockets::open_dial_sockets(&namespace, 1).expect("made").remove(0);
             let dialled = tokio::task::spawn_blocking(move || {
@@ -86,20 +78,13 @@ struct Pages(RefCell<Vec<u8>>);
 impl Pages {
     fn of(snapshots: &Snapshots, id: SnapshotId) -> Self {
         let pages = Self(RefCell::new(vec![0; 256 << 20]));
-        snapshots
-            .open(id)
-            .expect("opened")
-            .read_ram(&pages)
-            .expect("read");
+        snapshots.open(id).expect("opened").read_ram(&pages).expect("read");
         pages
     }
 
     fn different(&self, other: &Self) -> usize {
         let (ours, theirs) = (self.0.borrow(), other.0.borrow());
-        ours.chunks(4096)
-            .zip(theirs.chunks(4096))
-            .filter(|(a, b)| a != b)
-            .count()
+        ours.chunks(4096).zip(theirs.chunks(4096)).filter(|(a, b)| a != b).count()
     }
 }
 
@@ -123,16 +108,9 @@ async fn console(vm: &Arc<dyn Vm>) -> String {
 async fn a_guest_boots_is_held_and_is_ended() {
     let host = Host::new("boot").await;
     let Launched { process, vm } = host.qemu.launch(host.spec(1)).await.expect("launched");
-    assert_eq!(
-        vm.observe().await.expect("asked"),
-        Observed::Paused,
-        "nothing runs before it is told to"
-    );
-    let _listener = sockets::open_listener(
-        &netns::find(&host.scratch.names(1).netns)
-            .expect("looked")
-            .expect("there"),
-    );
+    assert_eq!(vm.observe().await.expect("asked"), Observed::Paused, "nothing runs before it is told to");
+    let _listener =
+        sockets::open_listener(&netns::find(&host.scratch.names(1).netns).expect("looked").expect("there"));
     vm.cont().await.expect("running");
     println!("answered after {:?}", host.answers(1).await);
     vm.cont().await.expect("still running");
@@ -184,15 +162,9 @@ async fn memory_survives_save_kill_and_restore_elsewhere() {
         let different = Pages::of(&host.snapshots, id).different(&Pages::of(&host.snapshots, copy));
         assert!(different <= 32, "{different} pages differ");
         let written = Pages::of(&host.snapshots, id).different(&Pages(RefCell::new(vec![0; 256 << 20])));
-        assert!(
-            written > 1000,
-            "a booted guest has written more than {written} pages"
-        );
+        assert!(written > 1000, "a booted guest has written more than {written} pages");
         vm.cont().await.expect("running");
-        println!(
-            "loaded in {loaded:?}, answered {:?} after",
-            host.answers(number).await
-        );
+        println!("loaded in {loaded:?}, answered {:?} after", host.answers(number).await);
         vm.kill().await.expect("ended");
     }
 }
@@ -210,10 +182,7 @@ async fn a_snapshot_that_does_not_fit_is_refused_before_anything_starts() {
     spec.geometry.memory_mib = 320;
     spec.restore = Some(host.snapshots.open(id).expect("opened"));
     let error = host.qemu.launch(spec).await.expect_err("another size");
-    assert!(
-        error.is_snapshot_unusable() && matches!(error, Error::Incompatible(_)),
-        "{error:?}"
-    );
+    assert!(error.is_snapshot_unusable() && matches!(error, Error::Incompatible(_)), "{error:?}");
 
     let ram = host.snapshots.directory(&id).join("ram");
     let mut bytes = std::fs::read(&ram).expect("read");
@@ -225,10 +194,7 @@ async fn a_snapshot_that_does_not_fit_is_refused_before_anything_starts() {
     spec.restore = Some(host.snapshots.open(id).expect("opened"));
     let error = host.qemu.launch(spec).await.expect_err("damaged");
     assert!(error.is_snapshot_unusable(), "{error:?}");
-    assert!(
-        group.processes().expect("listed").is_empty(),
-        "nothing of it runs"
-    );
+    assert!(group.processes().expect("listed").is_empty(), "nothing of it runs");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -238,29 +204,19 @@ async fn a_running_guest_is_taken_over() {
     vm.cont().await.expect("running");
     // The agent is gone: its connection to the VMM closes.
     drop(vm);
-    let spec = || AdoptSpec {
-        names: host.scratch.names(1),
-        process,
-        geometry: GEOMETRY,
-        image: image(),
-    };
+    let spec = || AdoptSpec { names: host.scratch.names(1), process, geometry: GEOMETRY, image: image() };
     let vm = host.qemu.adopt(spec()).await.expect("asked").expect("adopted");
     assert_eq!(vm.observe().await.expect("asked"), Observed::Running);
     host.answers(1).await;
     vm.stop().await.expect("stopped");
-    vm.save(&host.snapshots, SnapshotId::from_ulid(Ulid::from(1)))
-        .await
-        .expect("saved");
+    vm.save(&host.snapshots, SnapshotId::from_ulid(Ulid::from(1))).await.expect("saved");
     let waiting = tokio::spawn({
         let vm = Arc::clone(&vm);
         async move { vm.wait_exit().await }
     });
     vm.kill().await.expect("ended");
     assert_eq!(waiting.await.expect("joined"), End::Killed);
-    assert!(
-        host.qemu.adopt(spec()).await.expect("asked").is_none(),
-        "it is gone"
-    );
+    assert!(host.qemu.adopt(spec()).await.expect("asked").is_none(), "it is gone");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -271,8 +227,36 @@ async fn what_qemu_says_when_it_fails_is_in_the_error() {
     spec.geometry.memory_mib = 1;
     let error = host.qemu.launch(spec).await.expect_err("a guest of 1 MiB");
     println!("{error}");
-    assert!(
-        matches!(&error, Error::Ended { said, .. } if !said.is_empty()),
-        "{error:?}"
-    );
+    assert!(matches!(&error, Error::Ended { said, .. } if !said.is_empty()), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trial_boot_tells_a_working_machine() {
+    let host = Host::new("trial").await;
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.roost/images");
+    let place = |number: u128| Place {
+        instance: &host.scratch.instance,
+        program: Path::new(PROGRAM),
+        image_dir: &images,
+        uid: 61_120,
+        execution: host.scratch.names(number).execution,
+    };
+    choose::try_boot(Accelerator::Tcg, place(1)).await.expect("emulation works everywhere");
+    let choice = choose::choose("auto", place(2)).await.expect("something always works");
+    println!("{}: {}", choice.name, choice.reasons.join("; "));
+    assert!(reclaim::list(&host.scratch.instance).expect("listed").is_empty(), "nothing stays");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_reboots_is_gone_and_says_so() {
+    let host = Host::new("reset").await;
+    let mut spec = host.spec(1);
+    // Without its base image init gives up, and the kernel panics and reboots.
+    let directory = host.scratch.dir.join("images");
+    spec.image = image_with_an_empty_base(&directory);
+    let Launched { vm, .. } = host.qemu.launch(spec).await.expect("launched");
+    vm.cont().await.expect("running");
+    let end = tokio::time::timeout(DEADLINE, vm.wait_exit()).await.expect("it ends by itself");
+    assert_eq!(end, End::GuestReset);
+    assert_eq!(vm.observe().await.expect("asked"), Observed::Gone(End::GuestReset));
 }

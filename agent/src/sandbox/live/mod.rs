@@ -65,8 +65,16 @@ impl Host {
             std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         }
         let images = Images::new(&config.image_dir);
-        let choice = vmm::choose::choose(&config.vmm.driver, &config.vmm.qemu, &config.image_dir).await?;
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the boot id")?;
+        let place = vmm::choose::Place {
+            instance: &instance,
+            program: &config.vmm.qemu,
+            image_dir: &config.image_dir,
+            uid: config.vmm.uid_last,
+            execution: roost_daemon::ids::fresh(),
+        };
+        let choice = vmm::choose::choose(&config.vmm.driver, place).await?;
+        let boot_id =
+            std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the boot id")?;
         let inner = Inner {
             instance,
             images,
@@ -105,12 +113,18 @@ impl Host {
         let templates = self.list_templates();
         match templates.iter().any(|name| name == template) {
             true => Ok(()),
-            false => Err(format!("no template {template:?} on this host: there is {}", list_or_none(&templates))),
+            false => {
+                Err(format!("no template {template:?} on this host: there is {}", list_or_none(&templates)))
+            }
         }
     }
 
     /// The last output of a guest's console, raw.
-    pub async fn console(&self, sandbox: &Sandbox, execution: &Execution) -> Result<bytes::Bytes, world::Error> {
+    pub async fn console(
+        &self,
+        sandbox: &Sandbox,
+        execution: &Execution,
+    ) -> Result<bytes::Bytes, world::Error> {
         let failed = world::Error::transient("reading the console");
         match self.find_vm(sandbox, execution).await? {
             Some(vm) => vm.console(CONSOLE_MAX_BYTES).await.map_err(failed),
@@ -148,14 +162,17 @@ impl Host {
             return Ok(Some(Arc::clone(vm)));
         }
         let launched_now = execution.vmm.filter(|_| execution.boot_id == self.inner.boot_id);
-        let Some(process) = launched_now else { return Ok(None) };
+        let Some(process) = launched_now else {
+            return Ok(None);
+        };
         let spec = AdoptSpec {
             names: self.names(&execution.id),
             process,
             geometry: geometry(sandbox),
             image: self.image(sandbox, execution).await?,
         };
-        let adopted = self.inner.driver.adopt(spec).await.map_err(world::Error::transient("adopting the VMM"))?;
+        let adopted =
+            self.inner.driver.adopt(spec).await.map_err(world::Error::transient("adopting the VMM"))?;
         if let Some(vm) = &adopted {
             self.vms().insert(execution.id, Arc::clone(vm));
         }

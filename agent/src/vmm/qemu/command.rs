@@ -53,9 +53,8 @@ pub(super) struct Command<'a> {
 /// The guest kernel's command line. A fixed TSC frequency is for emulation alone.
 pub(super) fn command_line(accelerator: Accelerator, of_image: &str) -> String {
     let emulated = accelerator == Accelerator::Tcg;
-    let words = of_image
-        .split_ascii_whitespace()
-        .filter(|word| emulated || !word.starts_with("tsc_early_khz="));
+    let words =
+        of_image.split_ascii_whitespace().filter(|word| emulated || !word.starts_with("tsc_early_khz="));
     words.collect::<Vec<_>>().join(" ")
 }
 
@@ -87,11 +86,7 @@ pub(super) fn hardware(accelerator: Accelerator, geometry: Geometry) -> Vec<Stri
 
 /// Arguments after the program's name.
 pub(super) fn arguments(command: &Command<'_>) -> Vec<String> {
-    let Command {
-        accelerator,
-        geometry,
-        ..
-    } = *command;
+    let Command { accelerator, geometry, .. } = *command;
     let accel = match accelerator {
         Accelerator::Tcg => format!("tcg,tb-size={TRANSLATION_BUFFER_MIB}"),
         Accelerator::Kvm => "kvm".to_owned(),
@@ -101,22 +96,15 @@ pub(super) fn arguments(command: &Command<'_>) -> Vec<String> {
         geometry.memory_mib,
         Descriptor::Memory.path()
     );
-    let control = format!(
-        "socket,id=control,fd={},server=on,wait=off",
-        Descriptor::Control.number()
-    );
+    let control = format!("socket,id=control,fd={},server=on,wait=off", Descriptor::Control.number());
     let console = format!("ringbuf,id={CONSOLE},size={CONSOLE_BYTES}");
     let set = |descriptor: Descriptor, set: u32| format!("fd={},set={set}", descriptor.number());
-    let mut list: Vec<String> = ["-nodefaults", "-no-user-config", "-no-reboot", "-S"]
-        .map(str::to_owned)
-        .into();
+    let mut list: Vec<String> =
+        ["-nodefaults", "-no-user-config", "-no-reboot", "-S"].map(str::to_owned).into();
     let mut put = |name: &str, value: &str| list.extend([name.to_owned(), value.to_owned()]);
     put("-name", command.name);
     put("-display", "none");
-    put(
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-    );
+    put("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     put("-accel", &accel);
     put("-object", &memory);
     put("-chardev", &control);
@@ -130,10 +118,7 @@ pub(super) fn arguments(command: &Command<'_>) -> Vec<String> {
     // Two of the writable disk: QEMU opens it read-only until a restored guest is activated.
     put("-add-fd", &set(Descriptor::DiskReadWrite, 2));
     put("-add-fd", &set(Descriptor::DiskReadOnly, 2));
-    put(
-        "-drive",
-        "if=none,id=base,file=/dev/fdset/1,format=raw,read-only=on,file.locking=off",
-    );
+    put("-drive", "if=none,id=base,file=/dev/fdset/1,format=raw,read-only=on,file.locking=off");
     put(
         "-drive",
         "if=none,id=rw,file=/dev/fdset/2,format=raw,file.locking=off,discard=unmap,detect-zeroes=unmap",
@@ -154,10 +139,7 @@ pub(super) fn arguments(command: &Command<'_>) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const GEOMETRY: Geometry = Geometry {
-        vcpus: 1,
-        memory_mib: 256,
-    };
+    const GEOMETRY: Geometry = Geometry { vcpus: 1, memory_mib: 256 };
 
     fn command(accelerator: Accelerator, restore: bool) -> Command<'static> {
         Command {
@@ -198,21 +180,13 @@ mod tests {
     fn kvm_keeps_the_hosts_own_clock() {
         let arguments = arguments(&command(Accelerator::Kvm, false));
         assert!(arguments.iter().any(|argument| argument == "kvm"));
-        assert!(
-            arguments
-                .iter()
-                .any(|argument| argument == "console=ttyS0 quiet no_timer_check")
-        );
+        assert!(arguments.iter().any(|argument| argument == "console=ttyS0 quiet no_timer_check"));
     }
 
     #[test]
     fn a_guest_is_never_started_by_its_command_line() {
         for restore in [false, true] {
-            assert!(
-                arguments(&command(Accelerator::Tcg, restore))
-                    .iter()
-                    .any(|argument| argument == "-S")
-            );
+            assert!(arguments(&command(Accelerator::Tcg, restore)).iter().any(|argument| argument == "-S"));
         }
     }
 }

@@ -58,10 +58,7 @@ pub(super) async fn launch(qemu: &Qemu, spec: LaunchSpec) -> Result<Launched, Er
             other => Error::Refused(Box::new(other)),
         });
     }
-    Ok(Launched {
-        process: vm.process(),
-        vm: Arc::new(vm),
-    })
+    Ok(Launched { process: vm.process(), vm: Arc::new(vm) })
 }
 
 /// Takes hold of the VMM of an earlier agent.
@@ -72,13 +69,7 @@ pub(super) async fn adopt(qemu: &Qemu, spec: AdoptSpec) -> Result<Option<Arc<dyn
     let key = qemu.key(&spec.image, spec.geometry);
     let stderr = open_pipe(&spec.names.stderr_pipe())?;
     match connect(&spec.names, process).await {
-        Ok((qmp, process)) => Ok(Some(Arc::new(QemuVm::new(
-            process,
-            qmp,
-            stderr,
-            key,
-            spec.geometry,
-        )))),
+        Ok((qmp, process)) => Ok(Some(Arc::new(QemuVm::new(process, qmp, stderr, key, spec.geometry)))),
         Err((error, process)) => {
             let still_there = Process::open(process.identity()).map_err(Error::Watch)?.is_some();
             if still_there { Err(error) } else { Ok(None) }
@@ -98,11 +89,7 @@ fn start(qemu: &Qemu, spec: LaunchSpec) -> Result<Started, Error> {
     let stderr = open_pipe(&names.stderr_pipe())?;
     let open = |step: &'static str, path: &Path, write: bool| {
         let file = File::options().read(true).write(write).open(path);
-        file.map_err(|source| Error::Prepare {
-            step,
-            path: path.to_owned(),
-            source,
-        })
+        file.map_err(|source| Error::Prepare { step, path: path.to_owned(), source })
     };
     let share = |file: &File, what: &str| {
         let copy = file.try_clone();
@@ -123,11 +110,7 @@ fn start(qemu: &Qemu, spec: LaunchSpec) -> Result<Started, Error> {
         disk.into(),
         disk_read_only.into(),
     ];
-    debug_assert_eq!(
-        descriptors.len(),
-        Descriptor::Tap as usize,
-        "the order of `Descriptor`"
-    );
+    debug_assert_eq!(descriptors.len(), Descriptor::Tap as usize, "the order of `Descriptor`");
     let with_tap = spec.tap.is_some();
     descriptors.extend(spec.tap);
     let arguments = command::arguments(&Command {
@@ -163,11 +146,7 @@ fn prepare_run_dir(names: &Names) -> Result<UnixListener, Error> {
     if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent).map_err(failed("making", parent))?;
     }
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(failed("making", dir))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("making", dir))?;
     let socket = names.qmp_socket();
     remove_old(&socket)?;
     let pipe = names.stderr_pipe();
@@ -177,27 +156,17 @@ fn prepare_run_dir(names: &Names) -> Result<UnixListener, Error> {
 }
 
 fn remove_old(path: &Path) -> Result<(), Error> {
-    file::remove_if_there(path)
-        .map(|_| ())
-        .map_err(|source| Error::Prepare {
-            step: "replacing",
-            path: path.to_owned(),
-            source: io::Error::other(source),
-        })
+    file::remove_if_there(path).map(|_| ()).map_err(|source| Error::Prepare {
+        step: "replacing",
+        path: path.to_owned(),
+        source: io::Error::other(source),
+    })
 }
 
 /// Both ends at once: a VMM never waits for a reader, nor does it ever see its reader go.
 fn open_pipe(path: &Path) -> Result<File, Error> {
-    let pipe = File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path);
-    pipe.map_err(|source| Error::Prepare {
-        step: "opening",
-        path: path.to_owned(),
-        source,
-    })
+    let pipe = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
+    pipe.map_err(|source| Error::Prepare { step: "opening", path: path.to_owned(), source })
 }
 
 /// Connects to a VMM, or finds that it ended.
@@ -215,13 +184,7 @@ async fn connect(names: &Names, process: Process) -> Result<((Qmp, Farewell), Pr
     };
     match connected {
         Ok(qmp) => Ok((qmp, process)),
-        Err(source) => Err((
-            Error::Control {
-                step: "connecting to the VMM",
-                source,
-            },
-            process,
-        )),
+        Err(source) => Err((Error::Control { step: "connecting to the VMM", source }, process)),
     }
 }
 
@@ -248,11 +211,7 @@ pub(super) fn last_words(mut stderr: &File) -> String {
     let text = String::from_utf8_lossy(&bytes);
     // QEMU tries to set the size of the memory file, which a device has not.
     let lines = text.lines().filter(|line| !line.starts_with("ftruncate: "));
-    let printable = |line: &str| {
-        line.chars()
-            .filter(|character| !character.is_control())
-            .collect::<String>()
-    };
+    let printable = |line: &str| line.chars().filter(|character| !character.is_control()).collect::<String>();
     lines.map(printable).collect::<Vec<_>>().join("; ")
 }
 
@@ -275,18 +234,13 @@ async fn load(vm: &QemuVm, snapshot: Snapshot, memory_bytes: u64) -> Result<(), 
         .map_err(control("loading the device state"))?;
     let end = Instant::now() + LOAD_DEADLINE;
     loop {
-        let state = qmp
-            .ask_text("query-status", "status")
-            .await
-            .map_err(control("loading the device state"))?;
+        let state =
+            qmp.ask_text("query-status", "status").await.map_err(control("loading the device state"))?;
         match state.as_str() {
             "paused" => return Ok(()),
             "inmigrate" if Instant::now() < end => sleep(LOAD_POLL).await,
             _ => {
-                return Err(Error::State {
-                    step: "loading",
-                    found: state,
-                });
+                return Err(Error::State { step: "loading", found: state });
             }
         }
     }

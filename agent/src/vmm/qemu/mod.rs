@@ -55,11 +55,7 @@ impl Qemu {
             let said = tool::run(&path, &["--version"], b"", VERSION_DEADLINE).map_err(Error::Version)?;
             let said = String::from_utf8_lossy(&said);
             let version = parse_version(&said).ok_or_else(|| Error::VersionText(said.trim().to_owned()))?;
-            Ok(Self {
-                version: version.to_owned(),
-                program,
-                accelerator,
-            })
+            Ok(Self { version: version.to_owned(), program, accelerator })
         })
         .await
     }
@@ -75,13 +71,8 @@ impl Qemu {
 
 /// `QEMU emulator version 7.2.22 (Debian …)`
 fn parse_version(said: &str) -> Option<&str> {
-    let version = said
-        .strip_prefix("QEMU emulator version ")?
-        .split([' ', '\n'])
-        .next()?;
-    version
-        .starts_with(|first: char| first.is_ascii_digit())
-        .then_some(version)
+    let version = said.strip_prefix("QEMU emulator version ")?.split([' ', '\n']).next()?;
+    version.starts_with(|first: char| first.is_ascii_digit()).then_some(version)
 }
 
 #[async_trait]
@@ -132,10 +123,7 @@ mod tests {
 
     #[test]
     fn versions_are_found() {
-        assert_eq!(
-            parse_version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopy"),
-            Some("7.2.22")
-        );
+        assert_eq!(parse_version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopy"), Some("7.2.22"));
         assert_eq!(parse_version("QEMU emulator version 10.0.13\n"), Some("10.0.13"));
         assert_eq!(parse_version("QEMU emulator version of my own"), None);
         assert_eq!(parse_version("nothing"), None);

@@ -34,22 +34,13 @@ pub enum Error {
     #[error("no greeting within {0:?}")]
     Greeting(Duration),
     #[error("sending {command}")]
-    Send {
-        command: &'static str,
-        source: io::Error,
-    },
+    Send { command: &'static str, source: io::Error },
     #[error("the control socket closed during {command}")]
     Closed { command: &'static str },
     #[error("no answer to {command} within {deadline:?}")]
-    Deadline {
-        command: &'static str,
-        deadline: Duration,
-    },
+    Deadline { command: &'static str, deadline: Duration },
     #[error("{command} was refused: {description}")]
-    Refused {
-        command: &'static str,
-        description: String,
-    },
+    Refused { command: &'static str, description: String },
     #[error("the answer to {command} does not read as expected")]
     Answer { command: &'static str },
 }
@@ -125,25 +116,17 @@ impl Qmp {
         match greeting {
             Ok(Some(message)) if message.greeting.is_some() => {}
             Ok(Some(_)) => {
-                return Err(Error::Answer {
-                    command: "the greeting",
-                });
+                return Err(Error::Answer { command: "the greeting" });
             }
             Ok(None) => {
-                return Err(Error::Closed {
-                    command: "the greeting",
-                });
+                return Err(Error::Closed { command: "the greeting" });
             }
             Err(_) => {
                 shut(&sender);
                 return Err(Error::Greeting(GREETING_DEADLINE));
             }
         }
-        let channel = tokio::sync::Mutex::new(Channel {
-            sender,
-            replies,
-            next_id: 1,
-        });
+        let channel = tokio::sync::Mutex::new(Channel { sender, replies, next_id: 1 });
         let qmp = Self { channel };
         qmp.execute("qmp_capabilities", Value::Null).await?;
         Ok((qmp, Farewell { shutdown, reader }))
@@ -161,18 +144,13 @@ impl Qmp {
         arguments: Value,
         descriptor: BorrowedFd<'_>,
     ) -> Result<Value, Error> {
-        self.run(command, arguments, Some(descriptor), COMMAND_DEADLINE)
-            .await
+        self.run(command, arguments, Some(descriptor), COMMAND_DEADLINE).await
     }
 
     /// Text at `key` of what a command returns.
     pub async fn ask_text(&self, command: &'static str, key: &str) -> Result<String, Error> {
         let answer = self.execute(command, Value::Null).await?;
-        answer
-            .get(key)
-            .and_then(Value::as_str)
-            .map(str::to_owned)
-            .ok_or(Error::Answer { command })
+        answer.get(key).and_then(Value::as_str).map(str::to_owned).ok_or(Error::Answer { command })
     }
 
     async fn run(
@@ -188,9 +166,7 @@ impl Qmp {
             let id = channel.send(command, arguments, descriptor)?;
             channel.reply(command, id).await
         };
-        timeout(deadline, work)
-            .await
-            .map_err(|_| Error::Deadline { command, deadline })?
+        timeout(deadline, work).await.map_err(|_| Error::Deadline { command, deadline })?
     }
 }
 
@@ -213,10 +189,7 @@ impl Channel {
         let sent = self.sender.send_with_fds(&[line.as_bytes()], &descriptors);
         match sent.map_err(|errno| io::Error::from_raw_os_error(errno.errno())) {
             Ok(length) if length == line.len() => Ok(id),
-            Ok(_) => Err(Error::Send {
-                command,
-                source: io::ErrorKind::WriteZero.into(),
-            }),
+            Ok(_) => Err(Error::Send { command, source: io::ErrorKind::WriteZero.into() }),
             Err(source) if source.kind() == io::ErrorKind::BrokenPipe => Err(Error::Closed { command }),
             Err(source) => Err(Error::Send { command, source }),
         }
@@ -231,10 +204,7 @@ impl Channel {
             }
             return match (message.returned, message.error) {
                 (Some(value), _) => Ok(value),
-                (None, Some(refusal)) => Err(Error::Refused {
-                    command,
-                    description: refusal.desc,
-                }),
+                (None, Some(refusal)) => Err(Error::Refused { command, description: refusal.desc }),
                 (None, None) => Err(Error::Answer { command }),
             };
         }

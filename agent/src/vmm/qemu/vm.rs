@@ -55,10 +55,7 @@ impl QemuVm {
                 let exit = match process.wait().await {
                     Ok(exit) => exit,
                     Err(error) => {
-                        tracing::error!(
-                            error = &error as &dyn std::error::Error,
-                            "a VMM cannot be watched"
-                        );
+                        tracing::error!(error = &error as &dyn std::error::Error, "a VMM cannot be watched");
                         Exit::Unknown
                     }
                 };
@@ -86,19 +83,13 @@ impl QemuVm {
     pub(super) async fn explain(&self, error: Error, step: &'static str) -> Error {
         let closed = matches!(
             error,
-            Error::Control {
-                source: qmp::Error::Closed { .. } | qmp::Error::Send { .. },
-                ..
-            }
+            Error::Control { source: qmp::Error::Closed { .. } | qmp::Error::Send { .. }, .. }
         );
         if !closed {
             return error;
         }
         self.wait_exit().await;
-        Error::Ended {
-            step,
-            said: last_words(&self.stderr),
-        }
+        Error::Ended { step, said: last_words(&self.stderr) }
     }
 
     async fn command(&self, step: &'static str, command: &'static str) -> Result<(), Error> {
@@ -108,23 +99,14 @@ impl QemuVm {
 
     async fn status(&self) -> Result<String, Error> {
         let asked = self.qmp.ask_text("query-status", "status").await;
-        asked.map_err(|source| Error::Control {
-            step: "asking for the guest's state",
-            source,
-        })
+        asked.map_err(|source| Error::Control { step: "asking for the guest's state", source })
     }
 
     /// Has QEMU write the state of its devices into an open file.
     async fn save_devices(&self, file: &File) -> Result<(), Error> {
-        let failed = |source| Error::Control {
-            step: "saving the device state",
-            source,
-        };
+        let failed = |source| Error::Control { step: "saving the device state", source };
         let set = json!({ "fdset-id": STATE_SET });
-        self.qmp
-            .execute_with("add-fd", set.clone(), file.as_fd())
-            .await
-            .map_err(failed)?;
+        self.qmp.execute_with("add-fd", set.clone(), file.as_fd()).await.map_err(failed)?;
         let target = json!({ "filename": format!("/dev/fdset/{STATE_SET}"), "live": false });
         let saved = self.qmp.execute("xen-save-devices-state", target).await;
         // Leaves nothing open in QEMU, whether it worked or not.
@@ -141,14 +123,8 @@ fn choose_end(killed: bool, shutdown: Option<Shutdown>, exit: Exit) -> End {
         (_, Some(Shutdown::ByGuest), _) => End::GuestShutdown,
         (_, Some(Shutdown::GuestReset), _) => End::GuestReset,
         (_, Some(Shutdown::ByHost), _) => End::Killed,
-        (_, None, Exit::Code(code)) => End::Crashed {
-            code: Some(code),
-            signal: None,
-        },
-        (_, None, Exit::Signal(signal)) => End::Crashed {
-            code: None,
-            signal: Some(signal),
-        },
+        (_, None, Exit::Code(code)) => End::Crashed { code: Some(code), signal: None },
+        (_, None, Exit::Signal(signal)) => End::Crashed { code: None, signal: Some(signal) },
         (_, None, Exit::Unknown) => End::Unknown,
     }
 }
@@ -177,15 +153,11 @@ impl Vm for QemuVm {
                 "paused" | "prelaunch" => Ok(Observed::Paused),
                 // On its way out: the guest ended, the process ends in a moment.
                 "shutdown" => Ok(Observed::Gone(self.wait_exit().await)),
-                _ => Err(Error::State {
-                    step: "being asked",
-                    found: status,
-                }),
+                _ => Err(Error::State { step: "being asked", found: status }),
             },
-            Err(Error::Control {
-                source: qmp::Error::Closed { .. },
-                ..
-            }) => Ok(Observed::Gone(self.wait_exit().await)),
+            Err(Error::Control { source: qmp::Error::Closed { .. }, .. }) => {
+                Ok(Observed::Gone(self.wait_exit().await))
+            }
             Err(error) => Err(error),
         }
     }
@@ -193,15 +165,10 @@ impl Vm for QemuVm {
     async fn save(&self, snapshots: &Snapshots, id: SnapshotId) -> Result<Manifest, Error> {
         let status = self.status().await?;
         if status != "paused" {
-            return Err(Error::State {
-                step: "being stopped",
-                found: status,
-            });
+            return Err(Error::State { step: "being stopped", found: status });
         }
         let all = snapshots.clone();
-        let draft = host::off_worker(move || all.begin(id))
-            .await
-            .map_err(Error::Save)?;
+        let draft = host::off_worker(move || all.begin(id)).await.map_err(Error::Save)?;
         self.save_devices(draft.device()).await?;
         let (process, memory_bytes, key) = (self.process(), self.memory_bytes, self.key.clone());
         host::off_worker(move || {
@@ -231,29 +198,18 @@ impl Vm for QemuVm {
     }
 
     async fn console(&self, max_bytes: usize) -> Result<Bytes, Error> {
-        let failed = |source| Error::Control {
-            step: "reading the console",
-            source,
-        };
+        let failed = |source| Error::Control { step: "reading the console", source };
         let mut kept = self.console.lock().await;
         // Reading takes the bytes out of QEMU's ring, so what was read is kept for the next reader.
         let request = json!({ "device": CONSOLE, "size": CONSOLE_BYTES, "format": "base64" });
         let answer = self.qmp.execute("ringbuf-read", request).await.map_err(failed)?;
-        let malformed = || {
-            failed(qmp::Error::Answer {
-                command: "ringbuf-read",
-            })
-        };
+        let malformed = || failed(qmp::Error::Answer { command: "ringbuf-read" });
         let text = answer.as_str().ok_or_else(malformed)?;
-        let fresh = base64::engine::general_purpose::STANDARD
-            .decode(text)
-            .map_err(|_| malformed())?;
+        let fresh = base64::engine::general_purpose::STANDARD.decode(text).map_err(|_| malformed())?;
         kept.extend_from_slice(&fresh);
         let surplus = kept.len().saturating_sub(CONSOLE_BYTES);
         kept.drain(..surplus);
-        Ok(Bytes::copy_from_slice(
-            &kept[kept.len().saturating_sub(max_bytes)..],
-        ))
+        Ok(Bytes::copy_from_slice(&kept[kept.len().saturating_sub(max_bytes)..]))
     }
 }
 
@@ -263,22 +219,10 @@ mod tests {
 
     #[test]
     fn the_end_is_told_by_who_knows_best() {
-        assert_eq!(
-            choose_end(true, Some(Shutdown::ByGuest), Exit::Signal(9)),
-            End::Killed
-        );
-        assert_eq!(
-            choose_end(false, Some(Shutdown::ByGuest), Exit::Code(0)),
-            End::GuestShutdown
-        );
-        assert_eq!(
-            choose_end(false, Some(Shutdown::GuestReset), Exit::Unknown),
-            End::GuestReset
-        );
-        let crashed = End::Crashed {
-            code: None,
-            signal: Some(6),
-        };
+        assert_eq!(choose_end(true, Some(Shutdown::ByGuest), Exit::Signal(9)), End::Killed);
+        assert_eq!(choose_end(false, Some(Shutdown::ByGuest), Exit::Code(0)), End::GuestShutdown);
+        assert_eq!(choose_end(false, Some(Shutdown::GuestReset), Exit::Unknown), End::GuestReset);
+        let crashed = End::Crashed { code: None, signal: Some(6) };
         assert_eq!(choose_end(false, None, Exit::Signal(6)), crashed);
         assert_eq!(choose_end(false, None, Exit::Unknown), End::Unknown);
     }

@@ -20,10 +20,7 @@ async fn peer(script: String) -> (tempfile::TempDir, Qmp, Farewell) {
         let mut stream = BufStream::new(stream);
         let mut line = String::new();
         stream.read_line(&mut line).await.expect("negotiated");
-        stream
-            .write_all(b"{\"return\":{},\"id\":1}\n")
-            .await
-            .expect("negotiated");
+        stream.write_all(b"{\"return\":{},\"id\":1}\n").await.expect("negotiated");
         stream.flush().await.expect("negotiated");
         stream.read_line(&mut line).await.expect("asked");
         // The client under test may hang up at any time from here.
@@ -40,10 +37,7 @@ async fn events_and_late_replies_do_not_confuse_a_command() {
     let script = "{\"event\":\"SHUTDOWN\",\"data\":{\"guest\":true,\"reason\":\"guest-reset\"}}\n\
                   {\"return\":{\"status\":\"late\"},\"id\":1}\n{\"return\":{\"status\":\"running\"},\"id\":2}\n";
     let (_dir, qmp, farewell) = peer(script.to_owned()).await;
-    assert_eq!(
-        qmp.ask_text("query-status", "status").await.expect("answered"),
-        "running"
-    );
+    assert_eq!(qmp.ask_text("query-status", "status").await.expect("answered"), "running");
     drop(qmp);
     assert_eq!(farewell.heard().await, Some(Shutdown::GuestReset));
 }
@@ -75,10 +69,7 @@ async fn what_is_not_json_ends_the_connection() {
 async fn silence_ends_at_the_deadline() {
     let (_dir, qmp, _farewell) = peer(String::new()).await;
     let before = Instant::now();
-    let error = qmp
-        .run("cont", Value::Null, None, Duration::from_millis(50))
-        .await
-        .expect_err("silent");
+    let error = qmp.run("cont", Value::Null, None, Duration::from_millis(50)).await.expect_err("silent");
     assert!(matches!(error, Error::Deadline { .. }), "{error:?}");
     assert!(before.elapsed() < Duration::from_secs(5));
 }
