@@ -4,9 +4,16 @@
 //! downwards only: `link → sandbox → {vmm, image, snapshot, meter, plane} → {host, store}`.
 
 pub mod capacity;
+pub mod cli;
 pub mod config;
+mod doctor;
 pub mod host;
 pub mod image;
+pub mod link;
+pub mod meter;
 pub mod plane;
+pub mod sandbox;
+pub mod serve;
 pub mod snapshot;
+pub mod store;
 pub mod vmm;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `roost-agent` command.
+
+fn main() -> std::process::ExitCode {
+    roost_agent::cli::main()
+}

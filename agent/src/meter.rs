@@ -31,9 +31,14 @@ pub async fn run(world: Arc<Live>, manager: Manager, store: Store) {
 }
 
 /// One reading of every running execution; one that fails does not keep the others from being read.
-pub async fn read_all(world: &dyn World, manager: &Manager, store: &Store) -> Result<(), crate::sandbox::Error> {
+pub async fn read_all(
+    world: &dyn World,
+    manager: &Manager,
+    store: &Store,
+) -> Result<(), crate::sandbox::Error> {
     for sandbox in manager.list().await? {
-        let Some(execution) = sandbox.execution.as_ref().filter(|execution| execution.phase == Phase::Running)
+        let Some(execution) =
+            sandbox.execution.as_ref().filter(|execution| execution.phase == Phase::Running)
         else {
             continue;
         };

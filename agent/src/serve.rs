@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use roost_daemon::health::{self, Health, Registry};
-use roost_daemon::shutdown::{DRAIN_DEADLINE, Shutdown};
+use roost_daemon::shutdown::{DRAIN_DEADLINE, Drained, Shutdown};
 use roost_proto::host::HostInfo;
 use tracing::{info, warn};
 
@@ -51,9 +51,9 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let live = Arc::new(Live::new(host.clone(), plane.clone(), Arc::clone(&config)));
     let settings = step::Settings { vmm_uids: (config.vmm.uid_first, config.vmm.uid_last) };
     let manager = Manager::new(live.clone(), store.clone(), settings, plane.changes());
-    shutdown.spawn(live.clone().serve_requests(requests));
-    shutdown.spawn(live.clone().keep_configured());
-    shutdown.spawn(meter::run(live.clone(), manager.clone(), store.clone()));
+    until(&shutdown, live.clone().serve_requests(requests));
+    until(&shutdown, live.clone().keep_configured());
+    until(&shutdown, meter::run(live.clone(), manager.clone(), store.clone()));
 
     let known = manager.resume_all().await?;
     info!(sandboxes = known, vmm = host.vmm_name(), "agent is up");
@@ -69,15 +69,29 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         shutdown.spawn(link::run(context, shutdown.clone()));
     }
     let ready = health.check("dataplane");
-    shutdown.spawn(watch_dataplane(plane.clone(), ready));
+    until(&shutdown, watch_dataplane(plane.clone(), ready));
     let operators = cli::server::Context { manager, store, plane, config: Arc::clone(&config), host };
+    let socket = config.cli_socket();
     tokio::select! {
-        served = cli::server::serve(&config.cli_socket(), operators) => served.context("serving operators")?,
+        served = cli::server::serve(&socket, operators) => served.context("serving operators")?,
         () = shutdown.requested() => {}
     }
-    shutdown.drain(DRAIN_DEADLINE).await;
+    if let Drained::GivenUp { tasks } = shutdown.drain(DRAIN_DEADLINE).await {
+        warn!(tasks, "some tasks were still at work when the time to stop was over");
+    }
     info!("agent is down; sandboxes and data plane go on");
     Ok(())
+}
+
+/// Runs `work` until it ends or the daemon stops. Nothing here is lost by stopping: the store has it.
+fn until(shutdown: &Shutdown, work: impl Future<Output = ()> + Send + 'static) {
+    let stop = shutdown.clone();
+    shutdown.spawn(async move {
+        tokio::select! {
+            () = work => {}
+            () = stop.requested() => {}
+        }
+    });
 }
 
 fn host_info(config: &Config, settings: &config::Scheduler, host: &Host) -> anyhow::Result<HostInfo> {

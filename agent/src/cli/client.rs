@@ -26,7 +26,10 @@ pub(super) struct Client {
 impl Client {
     pub(super) async fn connect(path: &Path) -> anyhow::Result<Self> {
         let socket = PacketSocket::connect(path).await.with_context(|| {
-            format!("no agent answers at {}: is `roost-agent serve` running, and are you root?", path.display())
+            format!(
+                "no agent answers at {}: is `roost-agent serve` running, and are you root?",
+                path.display()
+            )
         })?;
         Ok(Self { socket })
     }
@@ -70,7 +73,9 @@ impl Client {
     /// A stream on which edge serves the guest gateway for the sandbox's current execution.
     pub(super) async fn open_gateway(&mut self, exec: local::Exec) -> anyhow::Result<OwnedFd> {
         match self.ask(Ask::Exec(exec)).await? {
-            (Answer::Opened(_), descriptors) => descriptors.into_iter().next().context("the agent sent no stream"),
+            (Answer::Opened(_), descriptors) => {
+                descriptors.into_iter().next().context("the agent sent no stream")
+            }
             _ => bail!("the agent answered something else: is it of another version?"),
         }
     }

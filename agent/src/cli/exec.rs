@@ -87,7 +87,8 @@ async fn connect(stream: OwnedFd) -> anyhow::Result<GatewayClient<Channel>> {
     let stream = UnixStream::from_std(stream)?;
     let mut once = Some(stream);
     let connector = tower::service_fn(move |_| {
-        let stream = once.take().map(TokioIo::new).ok_or_else(|| std::io::Error::other("the stream is used up"));
+        let stream =
+            once.take().map(TokioIo::new).ok_or_else(|| std::io::Error::other("the stream is used up"));
         std::future::ready(stream)
     });
     let channel = Endpoint::from_static("http://guest.invalid")
@@ -117,7 +118,9 @@ async fn feed(inputs: mpsc::Sender<ExecInput>, interactive: bool) {
 
 async fn relay(mut outputs: tonic::Streaming<roost_proto::guest::ExecOutput>) -> anyhow::Result<ExitCode> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
-    while let Some(message) = outputs.message().await.map_err(|status| anyhow::anyhow!("{}", status.message()))? {
+    while let Some(message) =
+        outputs.message().await.map_err(|status| anyhow::anyhow!("{}", status.message()))?
+    {
         match message.output {
             Some(Output::Stdout(bytes)) => stdout.write_all(&bytes).await?,
             Some(Output::Stderr(bytes)) => stderr.write_all(&bytes).await?,

@@ -36,7 +36,9 @@ enum Command {
     /// The daemon: keeps this host's sandboxes as they are wanted.
     Serve,
     /// Boots a local sandbox, never reported and never billed, and waits until it runs.
-    #[command(after_help = "Example: roost-agent run --memory-mib 256 && roost-agent exec sbx_… -- python3 -c 'print(1)'")]
+    #[command(
+        after_help = "Example: roost-agent run --memory-mib 256 && roost-agent exec sbx_… -- python3 -c 'print(1)'"
+    )]
     Run(RunArgs),
     /// Lists the sandboxes of this host.
     Ps {
@@ -47,7 +49,9 @@ enum Command {
     /// Shows all that is known of one sandbox.
     Inspect { id: String },
     /// Runs a command in a sandbox; exits with its exit code.
-    #[command(after_help = "Examples:\n  roost-agent exec sbx_… -- uname -a\n  echo hi | roost-agent exec -i sbx_… -- cat\n  roost-agent exec --shell sbx_… 'seq 3 | wc -l'")]
+    #[command(
+        after_help = "Examples:\n  roost-agent exec sbx_… -- uname -a\n  echo hi | roost-agent exec -i sbx_… -- cat\n  roost-agent exec --shell sbx_… 'seq 3 | wc -l'"
+    )]
     Exec(exec::ExecArgs),
     /// Keeps memory and disk, frees the VM.
     Pause { id: String },
@@ -93,7 +97,9 @@ struct RunArgs {
 
 pub(crate) fn parse_environment(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() && !name.contains('\0') => Ok((name.to_owned(), value.to_owned())),
+        Some((name, value)) if !name.is_empty() && !name.contains('\0') => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
         _ => Err(format!("{text:?} is not NAME=value")),
     }
 }

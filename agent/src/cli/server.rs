@@ -59,7 +59,9 @@ impl Error {
             Self::NotFound(_) => "not_found",
             Self::Ambiguous(_) | Self::Invalid(_) | Self::NotLocal { .. } => "invalid",
             Self::WrongState { .. } => "wrong_state",
-            Self::Plane(_) | Self::World(_) | Self::Manager(_) | Self::Store(_) | Self::Stream(_) => "internal",
+            Self::Plane(_) | Self::World(_) | Self::Manager(_) | Self::Store(_) | Self::Stream(_) => {
+                "internal"
+            }
         }
     }
 }
@@ -108,7 +110,8 @@ async fn converse(socket: PacketSocket<Reply, Request>, context: Context) -> Res
                 (Answer::Failure(Failure { code: error.code().to_owned(), message }), Vec::new())
             }),
             None => {
-                let message = "the agent does not know this request: is the CLI of a newer version?".to_owned();
+                let message =
+                    "the agent does not know this request: is the CLI of a newer version?".to_owned();
                 (Answer::Failure(Failure { code: "invalid".to_owned(), message }), Vec::new())
             }
         };
@@ -189,7 +192,9 @@ fn check(wish: local::Run, id: SandboxId) -> Result<Spec, Error> {
     };
     let label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if host_name.len() > 63 || !host_name.bytes().all(label) || host_name.starts_with('-') {
-        return Err(Error::Invalid(format!("--host-name {host_name:?}: up to 63 of a–z, 0–9 and -, not first")));
+        return Err(Error::Invalid(format!(
+            "--host-name {host_name:?}: up to 63 of a–z, 0–9 and -, not first"
+        )));
     }
     Ok(Spec {
         template: wish.template,
@@ -207,7 +212,10 @@ async fn change(wish: local::Change, context: &Context) -> Result<local::Sandbox
         return Err(Error::NotLocal { id: sandbox.id });
     }
     let run: Run = wish.run.parse().map_err(|_| Error::Invalid(format!("no such wish: {:?}", wish.run)))?;
-    if run == Run::Paused && !sandbox.state.is_serving() && sandbox.state != roost_domain::lifecycle::State::Paused {
+    if run == Run::Paused
+        && !sandbox.state.is_serving()
+        && sandbox.state != roost_domain::lifecycle::State::Paused
+    {
         return Err(Error::WrongState {
             id: sandbox.id,
             state: sandbox.state.to_string(),
@@ -265,7 +273,8 @@ async fn find(text: &str, context: &Context) -> Result<Sandbox, Error> {
     {
         return Ok(gone);
     }
-    let mut starting = all.iter().filter(|sandbox| text.len() > 4 && sandbox.id.to_string().starts_with(text));
+    let mut starting =
+        all.iter().filter(|sandbox| text.len() > 4 && sandbox.id.to_string().starts_with(text));
     match (starting.next(), starting.next()) {
         (Some(sandbox), None) => Ok(sandbox.clone()),
         (Some(_), Some(_)) => Err(Error::Ambiguous(text.to_owned())),

@@ -10,7 +10,10 @@ pub(super) fn sandboxes(sandboxes: &[Sandbox], as_json: bool) {
         }
         return;
     }
-    println!("{:<30} {:<7} {:<10} {:<14} {:>6} {:>9} {:>8}", "SANDBOX", "ORIGIN", "STATE", "TEMPLATE", "VCPUS", "MEMORY", "AGE");
+    println!(
+        "{:<30} {:<7} {:<10} {:<14} {:>6} {:>9} {:>8}",
+        "SANDBOX", "ORIGIN", "STATE", "TEMPLATE", "VCPUS", "MEMORY", "AGE"
+    );
     let now_us = roost_daemon::clock::now_us();
     for sandbox in sandboxes {
         println!(

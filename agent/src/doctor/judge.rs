@@ -134,15 +134,16 @@ fn budget(findings: &mut Findings, facts: &Facts) {
                 format!("at least {DISK_MIN_MIB} MiB: a larger state_dir, or [capacity] disk_mib"),
             );
         }
-        Err(reason) => findings.push("missing", "budget", reason.clone(), "see [capacity] in the configuration"),
+        Err(reason) => {
+            findings.push("missing", "budget", reason.clone(), "see [capacity] in the configuration")
+        }
     }
 }
 
 fn dataplane(findings: &mut Findings, config: &Config, facts: &Facts) {
-    for (name, socket, fact) in [
-        ("egress", config.egress_socket(), facts.egress),
-        ("edge", config.edge_socket(), facts.edge),
-    ] {
+    for (name, socket, fact) in
+        [("egress", config.egress_socket(), facts.egress), ("edge", config.edge_socket(), facts.edge)]
+    {
         let (met, found) = match fact {
             DataplaneFact::Connected => (true, "connected".to_owned()),
             DataplaneFact::Listening => (true, format!("listens at {}", socket.display())),
@@ -157,8 +158,14 @@ fn exceptions(findings: &mut Findings, config: &Config) {
         findings.push("ok", "deny floor", "no exceptions", "");
     }
     for exception in &config.egress.floor_exceptions {
-        let found = format!("guests may reach {} port {} in {}", exception.name, exception.port, exception.cidr);
-        findings.push("warning", "deny floor", found, "remove it from [[egress.floor_exceptions]] if it is not meant");
+        let found =
+            format!("guests may reach {} port {} in {}", exception.name, exception.port, exception.cidr);
+        findings.push(
+            "warning",
+            "deny floor",
+            found,
+            "remove it from [[egress.floor_exceptions]] if it is not meant",
+        );
     }
 }
 
@@ -187,7 +194,11 @@ mod tests {
 
     fn missing(facts: &Facts) -> Vec<String> {
         let findings = judge(&Config::default(), facts);
-        findings.into_iter().filter(|finding| finding.level == "missing").map(|finding| finding.subject).collect()
+        findings
+            .into_iter()
+            .filter(|finding| finding.level == "missing")
+            .map(|finding| finding.subject)
+            .collect()
     }
 
     #[test]

@@ -18,7 +18,8 @@ pub(super) struct Service {
 impl Ensure for Service {
     async fn ensure(&self, request: Request<EnsureRequest>) -> Result<Response<EnsureReply>, Status> {
         check_caller(&request)?;
-        let draft = wire::draft(request.into_inner()).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let draft =
+            wire::draft(request.into_inner()).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let sandbox = self.manager.ensure(draft).await.map_err(|error| match error {
             sandbox::Error::Full => Status::resource_exhausted(error.to_string()),
             sandbox::Error::Store(_) => {

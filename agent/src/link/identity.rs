@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use roost_proto::host::fleet_client::FleetClient;
-use roost_proto::host::{Certificate, CertificateRequest, JoinReply, JoinRequest};
-use tonic::transport::{ClientTlsConfig, Endpoint};
+use roost_proto::host::{Certificate, CertificateRequest, JoinReply, JoinRequest, RenewReply, RenewRequest};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use x509_parser::extensions::GeneralName;
 
 use super::Error;
@@ -63,16 +63,15 @@ pub(super) async fn ensure(context: &Context) -> Result<Identity, Error> {
     let token = String::from_utf8_lossy(&read("reading the join token", token_file)?).trim().to_owned();
     ensure_own_key(dir)?;
     let requests = requests(dir, &context.settings);
-    let mut csrs = Vec::new();
-    for request in &requests {
-        csrs.push(CertificateRequest { role: request.role.to_owned(), csr_pem: read_request(request)?.into() });
-    }
+    let csrs = read_requests(&requests)?;
     let root = read("reading the fleet root", &context.settings.root_file)?;
     let (tls, endpoint) = endpoint(&context.settings, &root)?;
     let channel = endpoint.tls_config(tls)?.connect().await?;
     let join = JoinRequest { token, requests: csrs, info: Some(context.info.clone()) };
     let reply = FleetClient::new(channel).join(join).await.map_err(Error::refused("Join"))?.into_inner();
-    distribute(dir, &context.settings, &requests, &reply)?;
+    place_certificates(&requests, &reply.certificates)?;
+    place_roots(dir, &context.settings, &reply.fleet_roots_pem, &reply.egress_roots_pem)?;
+    place_preview(&context.settings, &reply)?;
     // Last, so that a crash before it joins again (with a new token) rather than half.
     context.store.record_fact(HOST_ID, reply.host_id.clone()).await?;
     load(dir, reply.host_id)
@@ -126,28 +125,69 @@ fn ensure_own_key(dir: &Path) -> Result<(), Error> {
     write(&request_file, request.pem()?.as_bytes())
 }
 
+/// Renews every certificate of this host once any of them is past half its life. Returns whether it did.
+pub(super) async fn renew_if_due(
+    context: &Context,
+    client: &mut FleetClient<Channel>,
+) -> Result<bool, Error> {
+    let dir = &context.identity_dir;
+    let requests = requests(dir, &context.settings);
+    let now_s = roost_daemon::clock::now_us() / 1_000_000;
+    let is_due = |request: &Request| {
+        let chain = std::fs::read(&request.certificate).unwrap_or_default();
+        // One that cannot be read is not there: it is asked for again.
+        find_half_life_s(&chain).is_none_or(|half_life_s| now_s >= half_life_s)
+    };
+    if !requests.iter().any(is_due) {
+        return Ok(false);
+    }
+    let renew = RenewRequest { requests: read_requests(&requests)? };
+    let RenewReply { certificates, fleet_roots_pem, egress_roots_pem } =
+        client.renew(renew).await.map_err(Error::refused("Renew"))?.into_inner();
+    place_certificates(&requests, &certificates)?;
+    place_roots(dir, &context.settings, &fleet_roots_pem, &egress_roots_pem)?;
+    Ok(true)
+}
+
+/// The middle of the first certificate's validity, in seconds since 1970.
+fn find_half_life_s(chain_pem: &[u8]) -> Option<i64> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(chain_pem).ok()?;
+    let certificate = pem.parse_x509().ok()?;
+    let validity = certificate.validity();
+    Some((validity.not_before.timestamp() + validity.not_after.timestamp()) / 2)
+}
+
+fn read_requests(requests: &[Request]) -> Result<Vec<CertificateRequest>, Error> {
+    let read = |request: &Request| {
+        Ok(CertificateRequest { role: request.role.to_owned(), csr_pem: read_request(request)?.into() })
+    };
+    requests.iter().map(read).collect()
+}
+
 /// Puts each certificate beside its request, where its owner watches for it.
-fn distribute(
-    dir: &Path,
-    settings: &config::Scheduler,
-    requests: &[Request],
-    reply: &JoinReply,
-) -> Result<(), Error> {
+fn place_certificates(requests: &[Request], certificates: &[Certificate]) -> Result<(), Error> {
     for request in requests {
-        let found = reply.certificates.iter().find(|certificate| certificate.role == request.role);
-        let Certificate { chain_pem, .. } =
-            found.ok_or_else(|| Error::Malformed(format!("no certificate for {}", request.role)))?;
-        write(&request.certificate, chain_pem)?;
-    }
-    for dir in [dir, &settings.egress_dir, &settings.edge_dir] {
-        write(&dir.join("roots.pem"), &reply.fleet_roots_pem)?;
-    }
-    write(&dir.join(EGRESS_ROOTS_FILE), &reply.egress_roots_pem)?;
-    if !reply.preview_chain_pem.is_empty() {
-        write_private(&settings.edge_dir.join("preview.key"), &reply.preview_key_pem, Some(&settings.edge_dir))?;
-        write(&settings.edge_dir.join("preview.pem"), &reply.preview_chain_pem)?;
+        let found = certificates.iter().find(|certificate| certificate.role == request.role);
+        let found = found.ok_or_else(|| Error::Malformed(format!("no certificate for {}", request.role)))?;
+        write(&request.certificate, &found.chain_pem)?;
     }
     Ok(())
+}
+
+fn place_roots(dir: &Path, settings: &config::Scheduler, fleet: &[u8], egress: &[u8]) -> Result<(), Error> {
+    for dir in [dir, &settings.egress_dir, &settings.edge_dir] {
+        write(&dir.join("roots.pem"), fleet)?;
+    }
+    write(&dir.join(EGRESS_ROOTS_FILE), egress)
+}
+
+/// The development certificate of previews, for edge alone; operators bring their own instead.
+fn place_preview(settings: &config::Scheduler, reply: &JoinReply) -> Result<(), Error> {
+    if reply.preview_chain_pem.is_empty() {
+        return Ok(());
+    }
+    write_private(&settings.edge_dir.join("preview.key"), &reply.preview_key_pem, Some(&settings.edge_dir))?;
+    write(&settings.edge_dir.join("preview.pem"), &reply.preview_chain_pem)
 }
 
 fn load(dir: &Path, host_id: String) -> Result<Identity, Error> {
@@ -180,7 +220,8 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 fn write(path: &Path, contents: &[u8]) -> Result<(), Error> {
-    file::write_atomically(path, contents).map_err(|error| failed("writing", path)(std::io::Error::other(error)))
+    file::write_atomically(path, contents)
+        .map_err(|error| failed("writing", path)(std::io::Error::other(error)))
 }
 
 /// Readable by its owner alone; with `like`, given to the owner of that directory.
@@ -188,12 +229,53 @@ fn write_private(path: &Path, contents: &[u8], like: Option<&Path>) -> Result<()
     use std::io::Write;
     use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
     let unfinished = path.with_extension(format!("key{}", file::UNFINISHED));
-    let begun = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished);
+    let begun =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished);
     let mut private = begun.map_err(failed("making", &unfinished))?;
     private.write_all(contents).and_then(|()| private.sync_all()).map_err(failed("writing", &unfinished))?;
     if let Some(dir) = like {
         let owner = std::fs::metadata(dir).map_err(failed("looking at", dir))?;
-        chown(&unfinished, Some(owner.uid()), Some(owner.gid())).map_err(failed("giving away", &unfinished))?;
+        chown(&unfinished, Some(owner.uid()), Some(owner.gid()))
+            .map_err(failed("giving away", &unfinished))?;
     }
     std::fs::rename(&unfinished, path).map_err(failed("placing", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_due_in_the_middle_of_its_life() {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::default();
+        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2026, 1, 3);
+        let pem = params.self_signed(&key).unwrap().pem();
+        let middle = rcgen::date_time_ymd(2026, 1, 2).unix_timestamp();
+        assert_eq!(find_half_life_s(pem.as_bytes()), Some(middle));
+        assert_eq!(find_half_life_s(b"nothing"), None);
+    }
+
+    #[test]
+    fn the_owner_of_a_certificate_is_its_uri() {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names.push(rcgen::SanType::DnsName("scheduler".try_into().unwrap()));
+        params.subject_alt_names.push(rcgen::SanType::URI("roost://scheduler".try_into().unwrap()));
+        let certificate = params.self_signed(&key).unwrap();
+        assert_eq!(find_uri(certificate.der()).as_deref(), Some("roost://scheduler"));
+        assert_eq!(find_uri(b"nothing"), None);
+    }
+
+    #[test]
+    fn a_private_file_is_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.key");
+        write_private(&path, b"key", None).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

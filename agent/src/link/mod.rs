@@ -20,9 +20,13 @@ pub enum Error {
     File { what: &'static str, path: PathBuf, source: std::io::Error },
     #[error("making the host's key or its certificate request")]
     Certificate(#[from] rcgen::Error),
-    #[error("this host has not joined and has no join token: make one with `roost-scheduler admin host token` and name its file as [scheduler] join_token_file")]
+    #[error(
+        "this host has not joined and has no join token: make one with `roost-scheduler admin host token` and name its file as [scheduler] join_token_file"
+    )]
     NoToken,
-    #[error("the data-plane process {role} has not written its certificate request {path} yet: is it running?")]
+    #[error(
+        "the data-plane process {role} has not written its certificate request {path} yet: is it running?"
+    )]
     NoRequest { role: &'static str, path: PathBuf },
     #[error("setting up the connection to the scheduler")]
     Transport(#[from] tonic::transport::Error),

@@ -43,10 +43,13 @@ pub struct Context {
 /// Runs until shutdown is requested.
 pub async fn run(context: Context, shutdown: Shutdown) {
     let work = async {
-        let identity = join(&context).await;
-        let serving = tokio::spawn(serve_ensure(context.clone(), identity.clone()));
-        keep_in_step(&context, &identity).await;
-        serving.abort();
+        // Each round serves and calls with the certificates of its beginning; a renewal starts the next.
+        loop {
+            let identity = join(&context).await;
+            let serving = tokio::spawn(serve_ensure(context.clone(), identity.clone()));
+            keep_in_step(&context, &identity).await;
+            serving.abort();
+        }
     };
     tokio::select! {
         () = work => {}
@@ -101,6 +104,7 @@ async fn serve_ensure(context: Context, identity: Arc<Identity>) {
     }
 }
 
+/// Returns when the host's certificates were renewed.
 async fn keep_in_step(context: &Context, identity: &Identity) {
     let committed = context.manager.committed();
     let mut client: Option<FleetClient<Channel>> = None;
@@ -112,10 +116,15 @@ async fn keep_in_step(context: &Context, identity: &Identity) {
                 None => client.insert(connect(context, identity).await?),
             };
             upload(client, context, identity).await?;
-            sync(client, context, identity).await
+            sync(client, context, identity).await?;
+            identity::renew_if_due(context, client).await
         };
         match turn.await {
-            Ok(()) => {
+            Ok(true) => {
+                info!("the host's certificates were renewed");
+                return;
+            }
+            Ok(false) => {
                 pause = RETRY_MIN;
                 tokio::select! {
                     () = committed.notified() => {}
@@ -139,10 +148,16 @@ async fn connect(context: &Context, identity: &Identity) -> Result<FleetClient<C
 }
 
 /// Sends the outbox in batches until it is empty; rows go only when the scheduler has committed them.
-async fn upload(client: &mut FleetClient<Channel>, context: &Context, identity: &Identity) -> Result<(), Error> {
+async fn upload(
+    client: &mut FleetClient<Channel>,
+    context: &Context,
+    identity: &Identity,
+) -> Result<(), Error> {
     loop {
         let rows = context.store.write(store::outbox::list_batch).await?;
-        let Some(last) = rows.last().map(|row| row.seq) else { return Ok(()) };
+        let Some(last) = rows.last().map(|row| row.seq) else {
+            return Ok(());
+        };
         let request = UploadRequest { host_id: identity.host_id.clone(), rows };
         let reply = within("Upload", client.upload(request)).await?;
         // Never more than was sent, whatever the answer says.
@@ -155,7 +170,11 @@ async fn upload(client: &mut FleetClient<Channel>, context: &Context, identity: 
 }
 
 /// Compares both sides' versions; what is missing or newer here comes back whole.
-async fn sync(client: &mut FleetClient<Channel>, context: &Context, identity: &Identity) -> Result<(), Error> {
+async fn sync(
+    client: &mut FleetClient<Channel>,
+    context: &Context,
+    identity: &Identity,
+) -> Result<(), Error> {
     let sandboxes = context.manager.list().await?;
     let tenants = sandboxes.iter().filter(|sandbox| sandbox.origin == Origin::Tenant);
     let request = SyncRequest {

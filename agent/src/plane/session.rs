@@ -141,7 +141,12 @@ impl Session {
     }
 
     /// As [`Self::request`], for requests whose only good answer is an acknowledgement.
-    pub async fn tell(&self, ask: Ask, descriptors: &[BorrowedFd<'_>], deadline: Duration) -> Result<(), Error> {
+    pub async fn tell(
+        &self,
+        ask: Ask,
+        descriptors: &[BorrowedFd<'_>],
+        deadline: Duration,
+    ) -> Result<(), Error> {
         match self.request(ask, descriptors, deadline).await? {
             Answer::Ack(_) => Ok(()),
             _ => Err(Error::Unexpected { role: self.role() }),
@@ -245,7 +250,8 @@ async fn connect(inner: &Inner) -> Result<(Socket, HashMap<String, u64>), Error>
         match received {
             None => return Err(Error::Away { role }),
             Some((FromDataplane { message: Some(Answer::Holding(holding)), .. }, _)) => {
-                let held = holding.executions.into_iter().map(|held| (held.execution, held.attach_generation));
+                let held =
+                    holding.executions.into_iter().map(|held| (held.execution, held.attach_generation));
                 return Ok((socket, held.collect()));
             }
             // Its own messages may come first.
@@ -277,7 +283,10 @@ fn dispatch(inner: &Inner, message: FromDataplane) {
             let request = Request { role: inner.settings.role, message };
             // A process that asks faster than it is served asks again later.
             if inner.settings.requests.try_send(request).is_err() {
-                warn!(role = inner.settings.role.text(), "request of the data plane dropped: too many at once");
+                warn!(
+                    role = inner.settings.role.text(),
+                    "request of the data plane dropped: too many at once"
+                );
             }
         }
         Some(answer) => {

@@ -34,7 +34,9 @@ impl Traffic {
     pub fn record(&self, execution: &str, role: Role, reported: Counters) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = kept.entry((execution.to_owned(), role)).or_default();
-        if reported.egress_bytes < entry.current.egress_bytes || reported.ingress_bytes < entry.current.ingress_bytes {
+        if reported.egress_bytes < entry.current.egress_bytes
+            || reported.ingress_bytes < entry.current.ingress_bytes
+        {
             entry.before.egress_bytes += entry.current.egress_bytes;
             entry.before.ingress_bytes += entry.current.ingress_bytes;
         }

@@ -172,7 +172,9 @@ impl Actor {
 
     async fn end(&mut self, sandbox: &Sandbox, cause: EndCause, reason: String) {
         let Context { world, store, .. } = &self.context;
-        let Some(execution) = &sandbox.execution else { return };
+        let Some(execution) = &sandbox.execution else {
+            return;
+        };
         match step::begin_end(sandbox, execution, cause, Some(reason), world.as_ref(), store).await {
             Ok(()) => {
                 self.failures = 0;

@@ -62,7 +62,11 @@ impl MemoryHost {
     }
 
     /// Carries out an effect under the planned fault.
-    fn effect(&self, name: &'static str, act: impl Fn(&mut Objects) -> Result<(), Error>) -> Result<(), Error> {
+    fn effect(
+        &self,
+        name: &'static str,
+        act: impl Fn(&mut Objects) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         self.with(|host| {
             host.now_us += 1000;
             host.effects.push(name);
@@ -115,7 +119,9 @@ impl World for MemoryHost {
     }
 
     async fn observe(&self, sandbox: &Sandbox) -> Result<Observed, Error> {
-        let Some(execution) = &sandbox.execution else { return Ok(Observed::default()) };
+        let Some(execution) = &sandbox.execution else {
+            return Ok(Observed::default());
+        };
         let id = execution.id;
         let held = |set: &BTreeSet<ExecutionId>| match set.contains(&id) {
             true => Attachment::Held,
@@ -262,7 +268,11 @@ impl World for MemoryHost {
     }
 
     async fn read_usage(&self, _: &Sandbox, _: &Execution) -> Result<Option<Reading>, Error> {
-        let reading = |host: &mut Objects| Reading { at_us: host.now_us, boottime_us: host.now_us, ..Reading::default() };
+        let reading = |host: &mut Objects| Reading {
+            at_us: host.now_us,
+            boottime_us: host.now_us,
+            ..Reading::default()
+        };
         Ok(Some(self.with(reading)))
     }
 }

@@ -16,7 +16,11 @@ impl From<&Sandbox> for SandboxStatus {
             state_reason: sandbox.state_reason.clone().unwrap_or_default(),
             generation: standing.desired.generation,
             placement_epoch: standing.desired.placement_epoch,
-            execution: sandbox.execution.as_ref().map(|execution| execution.id.to_string()).unwrap_or_default(),
+            execution: sandbox
+                .execution
+                .as_ref()
+                .map(|execution| execution.id.to_string())
+                .unwrap_or_default(),
             local_seq: local.map_or(0, |local| local.seq),
             local_cause: local.map(|local| local.cause.text().to_owned()).unwrap_or_default(),
             local_base_generation: local.map_or(0, |local| local.base_generation),

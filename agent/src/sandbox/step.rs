@@ -125,10 +125,16 @@ async fn begin_execution(
         .await?)
 }
 
-async fn start(sandbox: &Sandbox, execution: &Execution, world: &dyn World, store: &Store) -> Result<(), Error> {
+async fn start(
+    sandbox: &Sandbox,
+    execution: &Execution,
+    world: &dyn World,
+    store: &Store,
+) -> Result<(), Error> {
     let boot_us = world.start(sandbox, execution).await?;
     let reading = world.read_usage(sandbox, execution).await?;
-    let reading = reading.ok_or_else(|| world::Error::permanent("reading the first counters")("the cgroup is gone"))?;
+    let reading =
+        reading.ok_or_else(|| world::Error::permanent("reading the first counters")("the cgroup is gone"))?;
     let path = if execution.restore.is_some() { BootPath::Snapshot } else { BootPath::Cold };
     let (sandbox, execution) = (sandbox.clone(), execution.clone());
     store
@@ -142,7 +148,12 @@ async fn start(sandbox: &Sandbox, execution: &Execution, world: &dyn World, stor
     Ok(())
 }
 
-async fn save(sandbox: &Sandbox, execution: &Execution, world: &dyn World, store: &Store) -> Result<(), Error> {
+async fn save(
+    sandbox: &Sandbox,
+    execution: &Execution,
+    world: &dyn World,
+    store: &Store,
+) -> Result<(), Error> {
     settle(sandbox, State::Pausing, world, store).await?;
     world.save(sandbox, execution).await?;
     let snapshot = SnapshotId::from_ulid(execution.id.ulid());
@@ -281,7 +292,12 @@ impl Outcome {
     }
 }
 
-async fn settle(sandbox: &Sandbox, state: State, world: &dyn World, store: &Store) -> Result<(), store::Error> {
+async fn settle(
+    sandbox: &Sandbox,
+    state: State,
+    world: &dyn World,
+    store: &Store,
+) -> Result<(), store::Error> {
     if sandbox.state == state {
         return Ok(());
     }

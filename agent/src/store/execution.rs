@@ -24,7 +24,8 @@ pub struct Draft {
     pub vmm_uids: (u32, u32),
 }
 
-const COLUMNS: &str = "id, phase, image, vmm_uid, vmm_pid, vmm_start_time, restore, token, old_token, epoch, boot_id,
+const COLUMNS: &str =
+    "id, phase, image, vmm_uid, vmm_pid, vmm_start_time, restore, token, old_token, epoch, boot_id,
     created_us, started_us, end_cause";
 
 /// Commits a new execution under the lowest VMM user id that no open execution has.
@@ -111,7 +112,10 @@ pub fn record_saved(
     snapshot: SnapshotId,
 ) -> Result<(), Error> {
     record_phase(tx, id, Phase::Saved)?;
-    tx.execute("UPDATE sandbox SET snapshot = ?2 WHERE id = ?1", (sandbox.to_string(), snapshot.to_string()))?;
+    tx.execute(
+        "UPDATE sandbox SET snapshot = ?2 WHERE id = ?1",
+        (sandbox.to_string(), snapshot.to_string()),
+    )?;
     Ok(())
 }
 
@@ -123,7 +127,12 @@ pub fn record_ending(tx: &Transaction<'_>, id: ExecutionId, cause: EndCause) -> 
     Ok(())
 }
 
-pub fn record_ended(tx: &Transaction<'_>, id: ExecutionId, cause: EndCause, now_us: i64) -> Result<(), Error> {
+pub fn record_ended(
+    tx: &Transaction<'_>,
+    id: ExecutionId,
+    cause: EndCause,
+    now_us: i64,
+) -> Result<(), Error> {
     // The token dies with the execution unless a snapshot keeps its init asleep; then the sandbox's row has it.
     tx.execute(
         "UPDATE execution SET ended_us = ?2, end_cause = ?3, token = '', old_token = NULL WHERE id = ?1",
@@ -133,7 +142,10 @@ pub fn record_ended(tx: &Transaction<'_>, id: ExecutionId, cause: EndCause, now_
 }
 
 /// The row as the scheduler wants it.
-pub fn find_report(tx: &Transaction<'_>, id: ExecutionId) -> Result<Option<roost_proto::host::ExecutionRow>, Error> {
+pub fn find_report(
+    tx: &Transaction<'_>,
+    id: ExecutionId,
+) -> Result<Option<roost_proto::host::ExecutionRow>, Error> {
     Ok(tx
         .query_row(
             "SELECT execution.id, sandbox, placement_epoch, started_us, ended_us, end_cause

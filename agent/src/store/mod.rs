@@ -46,7 +46,8 @@ impl Store {
 
     #[cfg(test)]
     pub fn in_memory() -> Self {
-        Self::prepare(Connection::open_in_memory().expect("sqlite opens in memory")).expect("the schema applies")
+        Self::prepare(Connection::open_in_memory().expect("sqlite opens in memory"))
+            .expect("the schema applies")
     }
 
     fn prepare(mut connection: Connection) -> Result<Self, Error> {
@@ -79,7 +80,9 @@ impl Store {
     /// A fact about this host that outlives the agent, e.g. its id or the boot it last ran under.
     pub async fn find_fact(&self, key: &'static str) -> Result<Option<String>, Error> {
         self.write(move |tx| {
-            Ok(tx.query_row("SELECT value FROM host_fact WHERE key = ?1", [key], |row| row.get(0)).optional()?)
+            Ok(tx
+                .query_row("SELECT value FROM host_fact WHERE key = ?1", [key], |row| row.get(0))
+                .optional()?)
         })
         .await
     }

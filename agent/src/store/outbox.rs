@@ -47,7 +47,8 @@ fn push(tx: &Transaction<'_>, body: Body) -> Result<(), Error> {
 /// The oldest rows, at most [`BATCH_ROWS`].
 pub fn list_batch(tx: &Transaction<'_>) -> Result<Vec<OutboxRow>, Error> {
     let mut statement = tx.prepare_cached("SELECT seq, body FROM outbox ORDER BY seq LIMIT ?1")?;
-    let rows = statement.query_map([BATCH_ROWS as i64], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+    let rows = statement
+        .query_map([BATCH_ROWS as i64], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
     let mut batch = Vec::new();
     for row in rows {
         let (seq, body) = row?;

@@ -73,8 +73,9 @@ pub fn record_standing(tx: &Transaction<'_>, id: SandboxId, standing: &Standing)
 }
 
 pub fn find(tx: &Transaction<'_>, id: SandboxId) -> Result<Option<Sandbox>, Error> {
-    let found =
-        tx.query_row("SELECT * FROM sandbox WHERE id = ?1", [id.to_string()], |row| Ok(read(row))).optional()?;
+    let found = tx
+        .query_row("SELECT * FROM sandbox WHERE id = ?1", [id.to_string()], |row| Ok(read(row)))
+        .optional()?;
     match found.transpose()? {
         Some((sandbox, current)) => Ok(Some(with_execution(tx, sandbox, current)?)),
         None => Ok(None),
@@ -87,7 +88,8 @@ pub fn get(tx: &Transaction<'_>, id: SandboxId) -> Result<Sandbox, Error> {
 
 /// Every sandbox that is not gone, oldest first.
 pub fn list(tx: &Transaction<'_>) -> Result<Vec<Sandbox>, Error> {
-    let mut statement = tx.prepare_cached("SELECT * FROM sandbox WHERE state <> ?1 ORDER BY created_us, id")?;
+    let mut statement =
+        tx.prepare_cached("SELECT * FROM sandbox WHERE state <> ?1 ORDER BY created_us, id")?;
     let rows = statement.query_map([State::Destroyed.text()], |row| Ok(read(row)))?;
     let mut sandboxes = Vec::new();
     for row in rows {
@@ -97,7 +99,11 @@ pub fn list(tx: &Transaction<'_>) -> Result<Vec<Sandbox>, Error> {
     Ok(sandboxes)
 }
 
-fn with_execution(tx: &Transaction<'_>, mut sandbox: Sandbox, current: Option<String>) -> Result<Sandbox, Error> {
+fn with_execution(
+    tx: &Transaction<'_>,
+    mut sandbox: Sandbox,
+    current: Option<String>,
+) -> Result<Sandbox, Error> {
     if let Some(id) = current {
         sandbox.execution = execution::find(tx, parse("execution id", id)?)?;
     }

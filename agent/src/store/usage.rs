@@ -41,7 +41,9 @@ pub fn record_reading(
     allocation: Allocation,
     reading: &Reading,
 ) -> Result<Vec<UsageDelta>, Error> {
-    let Some((seq, last)) = find_reading(tx, execution)? else { return Ok(Vec::new()) };
+    let Some((seq, last)) = find_reading(tx, execution)? else {
+        return Ok(Vec::new());
+    };
     // A VMM whose end nobody saw is billed to the last reading that saw it alive, but for the CPU it has used since.
     let ended_unseen = reading.boottime_us <= last.boottime_us;
     let boottime_us = if ended_unseen { last.boottime_us + 1 } else { reading.boottime_us };
@@ -89,7 +91,9 @@ pub fn find_reading(tx: &Transaction<'_>, execution: ExecutionId) -> Result<Opti
             },
         ))
     };
-    Ok(tx.query_row("SELECT * FROM reading WHERE execution = ?1", [execution.to_string()], read).optional()?)
+    Ok(tx
+        .query_row("SELECT * FROM reading WHERE execution = ?1", [execution.to_string()], read)
+        .optional()?)
 }
 
 /// The execution is over: no delta starts from its last reading any more.

@@ -45,7 +45,9 @@ impl World for Live {
     }
 
     async fn observe(&self, sandbox: &Sandbox) -> Result<Observed, Error> {
-        let Some(execution) = &sandbox.execution else { return Ok(Observed::default()) };
+        let Some(execution) = &sandbox.execution else {
+            return Ok(Observed::default());
+        };
         let names = self.host.names(&execution.id);
         let leftovers = off_worker(move || reclaim::is_there(&names)).await;
         let id = execution.id.to_string();
@@ -87,7 +89,8 @@ impl World for Live {
         let names = self.host.names(&execution.id);
         let (limits, looked) = (driver.limits(geometry(sandbox)), names.clone());
         let (cgroup, tap) = off_worker(move || {
-            let cgroup = cgroup::ensure(&looked.cgroup, &limits).map_err(Error::transient("making the cgroup"))?;
+            let cgroup =
+                cgroup::ensure(&looked.cgroup, &limits).map_err(Error::transient("making the cgroup"))?;
             // A VMM whose launch was not committed never ran its guest: it is replaced.
             cgroup.kill().map_err(Error::transient("ending an earlier launch"))?;
             let netns = netns::find(&looked.netns).map_err(Error::transient("finding the namespace"))?;
@@ -127,7 +130,9 @@ impl World for Live {
                 Some(true) => {}
                 // A running guest is served by whichever process is there.
                 None if is_running => {}
-                _ if std::ptr::eq(session, &self.plane.egress) => self.attach_egress(sandbox, execution).await?,
+                _ if std::ptr::eq(session, &self.plane.egress) => {
+                    self.attach_egress(sandbox, execution).await?
+                }
                 _ => self.attach_edge(sandbox, execution).await?,
             }
         }
@@ -216,7 +221,9 @@ impl World for Live {
 
     async fn remove_host_objects(&self, execution: &Execution) -> Result<(), Error> {
         let names = self.host.names(&execution.id);
-        off_worker(move || reclaim::remove(&names)).await.map_err(Error::transient("removing host objects"))?;
+        off_worker(move || reclaim::remove(&names))
+            .await
+            .map_err(Error::transient("removing host objects"))?;
         self.host.ends().remove(&execution.id);
         self.plane.traffic.forget(&execution.id.to_string());
         Ok(())
@@ -229,7 +236,9 @@ impl World for Live {
             file::remove_if_there(&disk).map_err(Error::transient("removing the disk"))?;
             file::remove_if_there(&map).map_err(Error::transient("removing the name map"))?;
             match snapshot {
-                Some(id) => host.inner.snapshots.remove(id).map_err(Error::transient("removing the snapshot")),
+                Some(id) => {
+                    host.inner.snapshots.remove(id).map_err(Error::transient("removing the snapshot"))
+                }
                 None => Ok(()),
             }
         })
@@ -252,7 +261,9 @@ impl World for Live {
         let ended = self.host.ends().get(&execution.id).copied();
         let boottime_us = match ended {
             Some(ended) => ended,
-            None if self.host.find_vm(sandbox, execution).await?.is_some() => roost_daemon::clock::boottime_us(),
+            None if self.host.find_vm(sandbox, execution).await?.is_some() => {
+                roost_daemon::clock::boottime_us()
+            }
             // Nobody saw its end.
             None => 0,
         };
@@ -282,7 +293,9 @@ impl World for Live {
 
 impl Live {
     async fn observe_vmm(&self, sandbox: &Sandbox, execution: &Execution) -> Result<Vmm, Error> {
-        let Some(vm) = self.host.find_vm(sandbox, execution).await? else { return Ok(Vmm::Absent) };
+        let Some(vm) = self.host.find_vm(sandbox, execution).await? else {
+            return Ok(Vmm::Absent);
+        };
         match vm.observe().await.map_err(Error::transient("observing the VMM"))? {
             VmObserved::Running | VmObserved::Paused => Ok(Vmm::Alive),
             VmObserved::Gone(End::GuestShutdown | End::GuestReset) if execution.phase < Phase::Ending => {
@@ -321,7 +334,8 @@ impl Live {
         let (name, map) = (self.host.names(&execution.id).netns, self.host.dns_map(sandbox.id));
         let made = off_worker(move || {
             let netns = find_netns(&name)?;
-            let listener = sockets::open_listener(&netns).map_err(Error::transient("opening the listener"))?;
+            let listener =
+                sockets::open_listener(&netns).map_err(Error::transient("opening the listener"))?;
             let dns = sockets::open_dns(&netns).map_err(Error::transient("opening the DNS socket"))?;
             let mut options = std::fs::OpenOptions::new();
             let map = options.read(true).append(true).create(true).mode(0o600).open(map);

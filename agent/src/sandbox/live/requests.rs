@@ -32,7 +32,11 @@ impl Live {
         }
     }
 
-    async fn give_sockets(&self, execution: &str, count: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    async fn give_sockets(
+        &self,
+        execution: &str,
+        count: u32,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let id: ExecutionId = execution.parse()?;
         let name = self.host.names(&id).netns;
         let count = count.clamp(1, SOCKETS_MAX) as usize;
@@ -60,7 +64,9 @@ impl Live {
                     cidr: exception.cidr.clone(),
                 });
                 let configure = Configure { floor_exceptions: exceptions.collect() };
-                if let Err(error) = self.plane.egress.tell(Ask::Configure(configure), &[], ANSWER_DEADLINE).await {
+                if let Err(error) =
+                    self.plane.egress.tell(Ask::Configure(configure), &[], ANSWER_DEADLINE).await
+                {
                     warn!(error = %roost_daemon::telemetry::chain(&error), "egress was not configured");
                 }
             }
