@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod app;
 pub mod audit;
 pub mod fleet;
+pub mod http;
 pub mod pki;
 pub mod secret;
 pub mod store;

@@ -31,10 +31,7 @@ impl<T> List<T> {
     }
 
     pub fn paged(data: Vec<T>, limit: u32, next_cursor: Option<String>) -> Self {
-        Self {
-            data,
-            page: Some(Page { limit, next_cursor }),
-        }
+        Self { data, page: Some(Page { limit, next_cursor }) }
     }
 }
 

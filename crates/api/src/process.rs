@@ -66,8 +66,9 @@ pub struct Process {
 /// What `POST …/commands` answers: the result, or the process when detached.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CommandResult {
-    pub pid: u32,
-    pub id: String,
+    /// Of a detached command: what the other calls name it by.
+    pub pid: Option<u32>,
+    pub id: Option<String>,
     pub status: String,
     pub detached: bool,
     pub stdout: String,

@@ -53,7 +53,8 @@ pub struct Sandbox {
     pub always_on: bool,
     pub auto_resume: bool,
     pub on_timeout: OnTimeout,
-    pub timeout_sec: u64,
+    /// None: no limit.
+    pub timeout_sec: Option<u64>,
     pub timeout_remaining_ms: Option<u64>,
     pub idle_timeout_sec: Option<u64>,
     #[schema(value_type = Object)]

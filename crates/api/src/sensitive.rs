@@ -76,11 +76,8 @@ mod tests {
 
     #[test]
     fn neither_is_ever_printed() {
-        let text = format!(
-            "{:?} {:?}",
-            Sensitive::new("open sesame".into()),
-            OneTime::new("open sesame".into())
-        );
+        let text =
+            format!("{:?} {:?}", Sensitive::new("open sesame".into()), OneTime::new("open sesame".into()));
         assert!(!text.contains("sesame"), "{text}");
     }
 }

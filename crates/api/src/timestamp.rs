@@ -1,7 +1,7 @@
 //! Moments: microseconds since 1970 inside, RFC 3339 UTC with six digits outside.
 
+use roost_domain::duration::{moment_text, parse_moment_us};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 /// Six fractional digits always: some clients cannot read other widths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,20 +18,13 @@ impl Timestamp {
 
     /// Reads RFC 3339; `None` if it is not that, or not between the years 1 and 9999.
     pub fn parse(text: &str) -> Option<Self> {
-        let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?;
-        i64::try_from(moment.unix_timestamp_nanos() / 1_000)
-            .ok()
-            .map(Self)
+        parse_moment_us(text).ok().map(Self)
     }
 }
 
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let format =
-            format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
-        let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000)
-            .map_err(|_| std::fmt::Error)?;
-        formatter.write_str(&moment.format(format).map_err(|_| std::fmt::Error)?)
+        formatter.write_str(&moment_text(self.0))
     }
 }
 
@@ -66,14 +59,8 @@ mod tests {
 
     #[test]
     fn prints_six_digits_and_reads_any_offset() {
-        assert_eq!(
-            Timestamp::from_micros(1).to_string(),
-            "1970-01-01T00:00:00.000001Z"
-        );
-        assert_eq!(
-            Timestamp::from_micros(1_790_000_000_000_000).to_string(),
-            "2026-09-21T14:13:20.000000Z"
-        );
+        assert_eq!(Timestamp::from_micros(1).to_string(), "1970-01-01T00:00:00.000001Z");
+        assert_eq!(Timestamp::from_micros(1_790_000_000_000_000).to_string(), "2026-09-21T14:13:20.000000Z");
         let parsed = Timestamp::parse("2026-09-21T16:13:20+02:00").map(Timestamp::as_micros);
         assert_eq!(parsed, Some(1_790_000_000_000_000));
         assert_eq!(Timestamp::parse("yesterday"), None);

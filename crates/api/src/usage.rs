@@ -77,7 +77,7 @@ pub struct SandboxUsage {
     pub network_egress_bytes: u64,
     pub creation_count: u64,
     pub estimated_cost_cents: f64,
-    pub timeout_sec: u64,
+    pub timeout_sec: Option<u64>,
     pub timeout_remaining_ms: Option<u64>,
 }
 

@@ -1,0 +1,149 @@
+//! One effect for one `Idempotency-Key`: repeats get the first answer, also while it is still being made.
+//!
+//! ```text
+//! claim ──won──▶ run ──final──▶ stored for 24 h
+//!   │             └──5xx, or worth another try──▶ given back, the next attempt runs again
+//!   └─lost──▶ same request: wait for the answer · another request: refused
+//! ```
+//! The work runs in a task of its own, so a client that goes away neither stops it nor leaves the key claimed.
+
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+
+use super::{App, Caller, Error};
+use crate::store::idempotency::{self, Idempotency};
+
+pub const MAX_KEY_BYTES: usize = 255;
+const KEPT_US: i64 = 24 * 3600 * 1_000_000;
+/// How long an attempt may take before another one may run instead of it.
+const OWNER_LIVES_US: i64 = 180_000_000;
+/// How long a repeat waits for the first one's answer.
+const JOIN_PATIENCE: Duration = Duration::from_secs(55);
+const JOIN_POLL: Duration = Duration::from_millis(20);
+
+/// An answer as it is stored and sent again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub body: Vec<u8>,
+}
+
+/// What became of a claim.
+#[derive(Debug)]
+pub enum Claim {
+    /// This caller does the work and then calls [`Ticket::finish`].
+    Won(Ticket),
+    /// Somebody did it before.
+    Answered(Answer),
+}
+
+/// The right and the duty to answer for a key.
+#[derive(Debug, Clone)]
+pub struct Ticket {
+    tenant_id: String,
+    key: String,
+    owner: String,
+}
+
+/// What makes two requests the same: who calls, what for, with which body.
+pub fn fingerprint(caller: &Caller, method: &str, target: &str, body: &[u8]) -> Vec<u8> {
+    let mut digest = Sha256::new();
+    for part in [caller.key_id.as_bytes(), method.as_bytes(), target.as_bytes(), body] {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    }
+    digest.finalize().to_vec()
+}
+
+/// Claims the key or waits for the answer of whoever has it.
+pub async fn claim(app: &App, caller: &Caller, key: &str, request_sha256: Vec<u8>) -> Result<Claim, Error> {
+    if key.is_empty() || key.len() > MAX_KEY_BYTES {
+        return Err(Error::invalid("Idempotency-Key", format!("1 to {MAX_KEY_BYTES} bytes")));
+    }
+    let ticket = Ticket {
+        tenant_id: caller.tenant_id.clone(),
+        key: key.to_owned(),
+        owner: uuid::Uuid::new_v4().to_string(),
+    };
+    let deadline = Instant::now() + JOIN_PATIENCE;
+    loop {
+        let now_us = app.now_us();
+        let row = ticket.row(request_sha256.clone(), now_us);
+        let (won, found) = app
+            .store
+            .write(move |tx| {
+                let won = idempotency::claim(tx, &row, now_us)?;
+                Ok((won, idempotency::find(tx, &row.tenant_id, &row.key)?))
+            })
+            .await?;
+        if won {
+            return Ok(Claim::Won(ticket));
+        }
+        match found {
+            Some(row) if row.request_sha256 != request_sha256 => return Err(Error::IdempotencyKeyReused),
+            Some(Idempotency { status: Some(status), body, .. }) => {
+                let status = u16::try_from(status).unwrap_or(500);
+                return Ok(Claim::Answered(Answer { status, body: body.unwrap_or_default() }));
+            }
+            _ => {}
+        }
+        wait_for_answer(app, &ticket, deadline).await?;
+    }
+}
+
+/// Reads until the key has an answer or nobody, so that a joined call does not keep the writer busy.
+async fn wait_for_answer(app: &App, ticket: &Ticket, deadline: Instant) -> Result<(), Error> {
+    loop {
+        let (tenant_id, key, now_us) = (ticket.tenant_id.clone(), ticket.key.clone(), app.now_us());
+        let found = app.store.read(move |tx| idempotency::find(tx, &tenant_id, &key)).await?;
+        let pending = found.is_some_and(|row| row.status.is_none() && row.owner_until_us > now_us);
+        if !pending {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::IdempotencyInProgress);
+        }
+        tokio::time::sleep(JOIN_POLL).await;
+    }
+}
+
+impl Ticket {
+    fn row(&self, request_sha256: Vec<u8>, now_us: i64) -> Idempotency {
+        Idempotency {
+            tenant_id: self.tenant_id.clone(),
+            key: self.key.clone(),
+            request_sha256,
+            owner: self.owner.clone(),
+            owner_until_us: now_us + OWNER_LIVES_US,
+            status: None,
+            body: None,
+            created_us: now_us,
+            expires_us: now_us + KEPT_US,
+        }
+    }
+
+    /// Stores the answer, or gives the key back where the same request may do better later.
+    pub async fn finish(self, app: &App, answer: &Answer, is_final: bool) -> Result<(), Error> {
+        let answer = answer.clone();
+        app.store
+            .write(move |tx| {
+                if is_final {
+                    idempotency::complete(
+                        tx,
+                        &self.tenant_id,
+                        &self.key,
+                        &self.owner,
+                        answer.status,
+                        &answer.body,
+                    )
+                    .map(|_| ())
+                } else {
+                    idempotency::abandon(tx, &self.tenant_id, &self.key, &self.owner)
+                }
+            })
+            .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! `Idempotency-Key` around a handler: the header, the answer's bytes, and nothing about what the answer means.
+//!
+//! Only handlers whose answers hold no secret may use it: what they answer is stored.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use super::error::Failure;
+use super::request;
+use crate::app::idempotency::{self, Answer, Claim};
+use crate::app::{App, Caller, Error};
+
+const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// Answers of these operations are small; a larger one would be a bug.
+const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+
+/// What identifies the request besides the caller.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) method: &'static str,
+    pub(super) target: String,
+    pub(super) body: Bytes,
+}
+
+/// Runs `work` once for the key in `headers`, or always where there is none.
+pub(super) async fn once<F>(
+    app: Arc<App>,
+    caller: Caller,
+    headers: &HeaderMap,
+    call: Call,
+    work: F,
+) -> Result<Response, Failure>
+where
+    F: Future<Output = Result<Response, Failure>> + Send + 'static,
+{
+    let Some(key) = headers.get(KEY) else {
+        return work.await;
+    };
+    let key = key.to_str().map_err(|_| Error::invalid("Idempotency-Key", "visible ASCII"))?;
+    let fingerprint = idempotency::fingerprint(&caller, call.method, &call.target, &call.body);
+    match idempotency::claim(&app, &caller, key, fingerprint).await? {
+        Claim::Answered(answer) => {
+            let mut response = response(answer);
+            response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+            Ok(response)
+        }
+        Claim::Won(ticket) => {
+            // A task of its own: the client may go away, the work and its answer may not.
+            let task = tokio::spawn(request::within(request::current_id(), async move {
+                let done = work.await;
+                let is_final = done.as_ref().map_or_else(Failure::is_final, |_| true);
+                let answer = answer(done.unwrap_or_else(IntoResponse::into_response)).await;
+                ticket.finish(&app, &answer, is_final).await?;
+                Ok::<_, Error>(answer)
+            }));
+            let done = task.await.map_err(|source| Error::internal("run an idempotent request", source))?;
+            Ok(response(done?))
+        }
+    }
+}
+
+async fn answer(response: Response) -> Answer {
+    let status = response.status().as_u16();
+    match to_bytes(response.into_body(), MAX_ANSWER_BYTES).await {
+        Ok(body) => Answer { status, body: body.to_vec() },
+        Err(_) => Answer { status: StatusCode::INTERNAL_SERVER_ERROR.as_u16(), body: Vec::new() },
+    }
+}
+
+fn response(answer: Answer) -> Response {
+    let mut response = Response::new(Body::from(answer.body));
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if response.status() != StatusCode::NO_CONTENT {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    response
+}
