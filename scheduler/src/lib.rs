@@ -5,11 +5,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod app;
 pub mod audit;
+pub mod config;
 pub mod fleet;
 pub mod http;
+pub mod listen;
 pub mod pki;
 pub mod secret;
+pub mod serve;
 pub mod store;
+mod sweep;
 pub mod usage;

@@ -1,1 +1,80 @@
-fn main() {}
+//! `roost-scheduler`: the daemon, and the operator's commands to it.
+
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use roost_daemon::shutdown::Shutdown;
+use roost_scheduler::config::Config;
+use roost_scheduler::{admin, serve};
+
+/// Runs and administers a Roost scheduler: tenants, their keys, and the hosts that run their sandboxes.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+First steps on one machine:
+  roost-scheduler serve --config /etc/roost/scheduler.toml &
+  roost-scheduler admin tenant create Acme
+  roost-scheduler admin key create --tenant acme          # prints msk_live_…, once
+  roost-scheduler admin host token > /etc/roost/join      # for the agent's join_token_file
+
+Everything in the settings file has a default; an empty file serves the API on 127.0.0.1:8480 from SQLite in
+/var/lib/roost/scheduler. ROOST_LOG overrides the log level."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the scheduler until it is told to stop.
+    Serve {
+        /// The settings file; all defaults when it does not exist.
+        #[arg(long, default_value = "/etc/roost/scheduler.toml")]
+        config: PathBuf,
+    },
+    /// Ask the running scheduler to do something, over its unix socket.
+    Admin {
+        /// The settings file, to find the socket.
+        #[arg(long, global = true, default_value = "/etc/roost/scheduler.toml")]
+        config: PathBuf,
+        /// The socket itself, instead of the one in the settings file.
+        #[arg(long, global = true)]
+        socket: Option<PathBuf>,
+        /// Print the whole answer as JSON.
+        #[arg(long, global = true)]
+        json: bool,
+        #[command(subcommand)]
+        command: admin::Command,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Verb::Serve { config } => {
+            let config: Config = roost_daemon::config::load_or_default(&config)?;
+            roost_daemon::telemetry::init(&config.log)?;
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(async { serve::run(config, Shutdown::on_signals()?).await })
+        }
+        Verb::Admin { config, socket, json, command } => {
+            let socket = match socket {
+                Some(socket) => socket,
+                None => roost_daemon::config::load_or_default::<Config>(&config)?.admin_socket,
+            };
+            let answer = admin::call(&socket, &command)?;
+            let mut out = std::io::stdout().lock();
+            let text = if json { serde_json::to_string(&answer)? } else { answer.text() };
+            writeln!(out, "{text}").context("write the answer")?;
+            if let (Some(note), false) = (answer.note(), json) {
+                eprintln!("{note}");
+            }
+            Ok(())
+        }
+    }
+}
