@@ -1,5 +1,7 @@
 //! The daemon: puts the parts together, in the order in which they need each other.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -27,8 +29,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals()?;
-    for dir in [&config.state_dir, &config.run_dir] {
+    // Disks, memory snapshots and keys are below the state directory; sockets with rights of their own below the other.
+    for (dir, mode) in [(&config.state_dir, 0o700), (&config.run_dir, 0o755)] {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        std::fs::set_permissions(dir, Permissions::from_mode(mode))
+            .with_context(|| format!("setting the mode of {}", dir.display()))?;
     }
     let health = Health::new();
     let registry = Arc::new(Registry::default());
@@ -70,6 +75,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     }
     let ready = health.check("dataplane");
     until(&shutdown, watch_dataplane(plane.clone(), ready));
+    let leftover = host.clone();
     let operators = cli::server::Context { manager, store, plane, config: Arc::clone(&config), host };
     let socket = config.cli_socket();
     tokio::select! {
@@ -79,6 +85,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     if let Drained::GivenUp { tasks } = shutdown.drain(DRAIN_DEADLINE).await {
         warn!(tasks, "some tasks were still at work when the time to stop was over");
     }
+    leftover.tidy();
     info!("agent is down; sandboxes and data plane go on");
     Ok(())
 }

@@ -21,6 +21,8 @@ pub enum Error {
     File { role: Role, source: roost_daemon::config::Error },
     #[error("[{section}] is no section of {role}")]
     Section { role: Role, section: &'static str },
+    #[error("[preview] needs [scheduler], which knows the routes")]
+    NoScheduler,
     #[error("{key} must be an absolute path")]
     Relative { key: &'static str },
 }
@@ -132,6 +134,9 @@ fn check(settings: &Settings, role: Role) -> Result<(), Error> {
         if !path.is_absolute() {
             return Err(Error::Relative { key });
         }
+    }
+    if settings.preview.is_some() && settings.scheduler.is_none() {
+        return Err(Error::NoScheduler);
     }
     let edge_sections = [("gateway", settings.gateway.is_some()), ("preview", settings.preview.is_some())];
     for (section, is_there) in edge_sections {

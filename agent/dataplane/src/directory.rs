@@ -18,11 +18,7 @@ const LOCK_FILE: &str = "lock";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("own directory {}: {step}", path.display())]
-    Io {
-        path: PathBuf,
-        step: &'static str,
-        source: io::Error,
-    },
+    Io { path: PathBuf, step: &'static str, source: io::Error },
     #[error("{} is not a directory of its own: it belongs to uid {owner} and is in use", path.display())]
     NotOwn { path: PathBuf, owner: u32 },
     #[error("{} is not a directory", path.display())]
@@ -33,13 +29,7 @@ pub enum Error {
 
 /// Makes sure that `path` is a directory of the role alone. Repeatable.
 pub fn ensure_own(path: &Path, identity: Identity) -> Result<(), Error> {
-    let error = |step| {
-        move |source| Error::Io {
-            path: path.to_owned(),
-            step,
-            source,
-        }
-    };
+    let error = |step| move |source| Error::Io { path: path.to_owned(), step, source };
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(error("make its parent"))?;
     }
@@ -49,20 +39,12 @@ pub fn ensure_own(path: &Path, identity: Identity) -> Result<(), Error> {
     }
     let metadata = std::fs::symlink_metadata(path).map_err(error("look at it"))?;
     if !metadata.is_dir() {
-        return Err(Error::NotDirectory {
-            path: path.to_owned(),
-        });
+        return Err(Error::NotDirectory { path: path.to_owned() });
     }
     if metadata.uid() != identity.uid {
-        let is_empty = std::fs::read_dir(path)
-            .map_err(error("list it"))?
-            .next()
-            .is_none();
+        let is_empty = std::fs::read_dir(path).map_err(error("list it"))?.next().is_none();
         if !geteuid().is_root() || metadata.uid() != 0 || !is_empty {
-            return Err(Error::NotOwn {
-                path: path.to_owned(),
-                owner: metadata.uid(),
-            });
+            return Err(Error::NotOwn { path: path.to_owned(), owner: metadata.uid() });
         }
         let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
         chown(path, Some(uid), Some(gid)).map_err(|errno| error("hand it over")(errno.into()))?;
@@ -72,13 +54,7 @@ pub fn ensure_own(path: &Path, identity: Identity) -> Result<(), Error> {
 
 /// Locks the directory for as long as the file is held; run as the role itself.
 pub fn lock(path: &Path) -> Result<File, Error> {
-    let error = |step| {
-        move |source| Error::Io {
-            path: path.to_owned(),
-            step,
-            source,
-        }
-    };
+    let error = |step| move |source| Error::Io { path: path.to_owned(), step, source };
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -87,9 +63,7 @@ pub fn lock(path: &Path) -> Result<File, Error> {
         .map_err(error("open its lock"))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked {
-            path: path.to_owned(),
-        }),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.to_owned() }),
         Err(TryLockError::Error(source)) => Err(error("lock it")(source)),
     }
 }
@@ -99,10 +73,7 @@ mod tests {
     use super::*;
 
     fn own() -> Identity {
-        Identity {
-            uid: geteuid().as_raw(),
-            gid: nix::unistd::getegid().as_raw(),
-        }
+        Identity { uid: geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
     }
 
     #[test]
@@ -122,18 +93,12 @@ mod tests {
         let path = parent.path().join("in-use");
         std::fs::create_dir(&path).unwrap();
         std::fs::write(path.join("passwd"), "x").unwrap();
-        let other = Identity {
-            uid: 12345,
-            gid: 12345,
-        };
+        let other = Identity { uid: 12345, gid: 12345 };
         assert!(matches!(ensure_own(&path, other), Err(Error::NotOwn { .. })));
 
         let link = parent.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(matches!(
-            ensure_own(&link, own()),
-            Err(Error::NotDirectory { .. })
-        ));
+        assert!(matches!(ensure_own(&link, own()), Err(Error::NotDirectory { .. })));
     }
 
     #[test]

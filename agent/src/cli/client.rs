@@ -114,10 +114,10 @@ impl Client {
             if begun.elapsed() > WAIT_MAX {
                 progress.end();
                 bail!(
-                    "sandbox {} is still {} (step {}) after {} s; `roost-agent inspect {}` shows how it goes on",
+                    "sandbox {} is still {} ({}) after {} s; `roost-agent inspect {}` shows how it goes on",
                     sandbox.id,
                     sandbox.state,
-                    sandbox.phase,
+                    waiting_for(&sandbox),
                     WAIT_MAX.as_secs(),
                     sandbox.id
                 );
@@ -128,6 +128,19 @@ impl Client {
         }
         progress.end();
         Ok(())
+    }
+}
+
+/// What a sandbox on its way is waiting for, in words.
+fn waiting_for(sandbox: &Sandbox) -> String {
+    match sandbox.phase.as_str() {
+        "launched" | "attached" if !sandbox.egress_attached => {
+            "waiting for roost-dataplane egress".to_owned()
+        }
+        "launched" | "attached" if !sandbox.edge_attached => "waiting for roost-dataplane edge".to_owned(),
+        "attached" => "the guest boots".to_owned(),
+        "" => "not begun".to_owned(),
+        phase => format!("step {phase} done"),
     }
 }
 
@@ -142,7 +155,7 @@ impl Progress {
         if begun.elapsed() > PATIENCE && std::io::stderr().is_terminal() {
             self.shown = true;
             let seconds = begun.elapsed().as_secs();
-            eprint!("\r\x1b[K{} {} {} {seconds} s", sandbox.id, sandbox.state, sandbox.phase);
+            eprint!("\r\x1b[K{} {} {seconds} s ({})", sandbox.id, sandbox.state, waiting_for(sandbox));
         }
     }
 

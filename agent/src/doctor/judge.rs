@@ -208,7 +208,8 @@ mod tests {
 
     #[test]
     fn every_need_can_be_missing_and_says_how_to_get_it() {
-        let broken: [(&str, fn(&mut Facts)); 12] = [
+        type Breakage = fn(&mut Facts);
+        let broken: [(&str, Breakage); 12] = [
             ("root", |facts| facts.is_root = false),
             ("mount namespace", |facts| facts.shares_mount_namespace = false),
             ("nft", |facts| facts.tools[0].path = None),

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::plane::Plane;
 
 /// Looks at this host; `plane` is there when a daemon asks.
-pub async fn examine(config: &Config, plane: Option<&Plane>) -> Vec<Finding> {
+pub(crate) async fn examine(config: &Config, plane: Option<&Plane>) -> Vec<Finding> {
     let facts = facts::gather(config, plane).await;
     judge::judge(config, &facts)
 }

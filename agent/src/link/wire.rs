@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_by_name() {
-        let broken: [(&str, fn(&mut EnsureRequest)); 5] = [
+        type Breakage = fn(&mut EnsureRequest);
+        let broken: [(&str, Breakage); 5] = [
             ("the id", |request| request.sandbox = "sbx_nonsense".into()),
             ("the desired state", |request| request.desired = None),
             ("the spec", |request| request.spec = None),

@@ -11,6 +11,7 @@ pub mod ram;
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use roost_domain::id::SnapshotId;
@@ -92,7 +93,8 @@ impl Snapshots {
         file::remove_tree(&dir).map_err(|source| Error::Remove { id, source })?;
         fs::create_dir_all(&dir).map_err(at("making", &dir))?;
         let make = |path: PathBuf| {
-            let made = File::options().write(true).create_new(true).open(&path);
+            // A guest's memory is nobody else's to read.
+            let made = File::options().write(true).create_new(true).mode(0o600).open(&path);
             made.map_err(at("making", &path)).map(|file| (path, file))
         };
         let (device, ram) = (make(dir.join(DEVICE))?, make(dir.join(RAM))?);

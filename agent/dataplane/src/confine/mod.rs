@@ -20,10 +20,7 @@ pub enum Error {
     #[error("drop privileges: {step}")]
     Errno { step: &'static str, source: nix::Error },
     #[error("drop privileges: {step}")]
-    Capabilities {
-        step: &'static str,
-        source: caps::errors::CapsError,
-    },
+    Capabilities { step: &'static str, source: caps::errors::CapsError },
     #[error("install the system call filter")]
     Filter(#[from] FilterError),
 }

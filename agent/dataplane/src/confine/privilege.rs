@@ -17,10 +17,7 @@ pub(super) fn drop_to(uid: Uid, gid: Gid) -> Result<(), Error> {
         setresgid(gid, gid, gid).map_err(errno("change the gid"))?;
         setresuid(uid, uid, uid).map_err(errno("change the uid"))?;
     } else if geteuid() != uid {
-        return Err(Error::OtherUser {
-            actual: geteuid().as_raw(),
-            wanted: uid.as_raw(),
-        });
+        return Err(Error::OtherUser { actual: geteuid().as_raw(), wanted: uid.as_raw() });
     }
     // A unit may grant ambient capabilities to a process that starts without root.
     caps::clear(None, CapSet::Ambient).map_err(capabilities("clear the ambient set"))?;

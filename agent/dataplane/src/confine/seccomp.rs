@@ -26,12 +26,8 @@ pub enum Error {
 pub fn install() -> Result<(), Error> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(Error::Arch)?;
     let no_clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    let no_clone3 = SeccompFilter::new(
-        no_clone3,
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::ENOSYS as u32),
-        arch,
-    );
+    let no_clone3 =
+        SeccompFilter::new(no_clone3, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32), arch);
     let allowed = SeccompFilter::new(
         allowed_calls().map_err(Error::Build)?,
         SeccompAction::Errno(libc::EPERM as u32),
@@ -138,12 +134,7 @@ const PLAIN: &[&[c_long]] = &[
         libc::SYS_clone3,
     ],
     // Signals to itself.
-    &[
-        libc::SYS_rt_sigaction,
-        libc::SYS_rt_sigprocmask,
-        libc::SYS_rt_sigreturn,
-        libc::SYS_sigaltstack,
-    ],
+    &[libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn, libc::SYS_sigaltstack],
     // Asking who and when.
     &[
         libc::SYS_getpid,
@@ -188,32 +179,17 @@ fn allowed_calls() -> Result<BTreeMap<c_long, Rules>, BackendError> {
     let plain = PLAIN.iter().copied().flatten().chain(OLD_FORMS);
     let mut calls: BTreeMap<c_long, Rules> = plain.map(|call| (*call, Vec::new())).collect();
     calls.insert(libc::SYS_socket, sockets()?);
-    calls.insert(
-        libc::SYS_socketpair,
-        vec![rule(&[equal(0, libc::AF_UNIX as u64)?])?],
-    );
+    calls.insert(libc::SYS_socketpair, vec![rule(&[equal(0, libc::AF_UNIX as u64)?])?]);
     calls.insert(libc::SYS_clone, vec![rule(&[all_set(0, THREAD_FLAGS)?])?]);
-    calls.insert(
-        libc::SYS_mmap,
-        vec![rule(&[none_set(2, libc::PROT_EXEC as u64)?])?],
-    );
-    calls.insert(
-        libc::SYS_mprotect,
-        vec![rule(&[none_set(2, libc::PROT_EXEC as u64)?])?],
-    );
-    calls.insert(
-        libc::SYS_ioctl,
-        requests(&[libc::FIONBIO, libc::FIONREAD, libc::TCGETS])?,
-    );
+    calls.insert(libc::SYS_mmap, vec![rule(&[none_set(2, libc::PROT_EXEC as u64)?])?]);
+    calls.insert(libc::SYS_mprotect, vec![rule(&[none_set(2, libc::PROT_EXEC as u64)?])?]);
+    calls.insert(libc::SYS_ioctl, requests(&[libc::FIONBIO, libc::FIONREAD, libc::TCGETS])?);
     calls.insert(libc::SYS_prlimit64, vec![rule(&[long_equal(2, 0)?])?]);
     let own_process = u64::from(std::process::id());
     calls.insert(libc::SYS_tgkill, vec![rule(&[equal(0, own_process)?])?]);
     calls.insert(
         libc::SYS_prctl,
-        vec![
-            rule(&[equal(0, libc::PR_SET_NAME as u64)?])?,
-            rule(&[equal(0, libc::PR_GET_NAME as u64)?])?,
-        ],
+        vec![rule(&[equal(0, libc::PR_SET_NAME as u64)?])?, rule(&[equal(0, libc::PR_GET_NAME as u64)?])?],
     );
     Ok(calls)
 }
@@ -240,10 +216,7 @@ fn sockets() -> Result<Rules, BackendError> {
 }
 
 fn requests(allowed: &[libc::Ioctl]) -> Result<Rules, BackendError> {
-    allowed
-        .iter()
-        .map(|request| rule(&[equal(1, *request)?]))
-        .collect()
+    allowed.iter().map(|request| rule(&[equal(1, *request)?])).collect()
 }
 
 fn rule(conditions: &[SeccompCondition]) -> Result<SeccompRule, BackendError> {

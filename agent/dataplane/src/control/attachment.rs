@@ -42,9 +42,7 @@ impl GuestToken {
         let text = Zeroizing::new(text);
         let is_valid = !text.is_empty() && text.len() <= TOKEN_BYTES_MAX;
         if !is_valid || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(Refusal::invalid(
-                "a guest token is 1 to 256 visible ASCII characters",
-            ));
+            return Err(Refusal::invalid("a guest token is 1 to 256 visible ASCII characters"));
         }
         Ok(Self(text))
     }
@@ -94,7 +92,5 @@ fn parse_sandbox(text: &str) -> Result<Option<SandboxId>, Refusal> {
     if text.is_empty() {
         return Ok(None);
     }
-    SandboxId::parse(text)
-        .map(Some)
-        .map_err(|error| Refusal::invalid(error.to_string()))
+    SandboxId::parse(text).map(Some).map_err(|error| Refusal::invalid(error.to_string()))
 }

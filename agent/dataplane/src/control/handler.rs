@@ -66,10 +66,7 @@ pub struct Refusal {
 
 impl Refusal {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-        }
+        Self { code, message: message.into() }
     }
 
     pub fn invalid(message: impl Into<String>) -> Self {
@@ -83,10 +80,7 @@ impl Refusal {
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
-        Self {
-            code: refusal.code.name().to_owned(),
-            message: refusal.message,
-        }
+        Self { code: refusal.code.name().to_owned(), message: refusal.message }
     }
 }
 

@@ -130,11 +130,7 @@ fn begin<H: Handler>(socket: AgentSocket, handler: Arc<H>) -> Current {
             Err(error) => tracing::warn!(error = chain(&error), "closed the agent's connection"),
         }
     });
-    Current {
-        task,
-        stop,
-        unsolicited,
-    }
+    Current { task, stop, unsolicited }
 }
 
 /// Ends a session between two requests; one that is stuck in a request is cut off.

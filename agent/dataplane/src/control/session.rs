@@ -102,16 +102,9 @@ fn holding<H: Handler>(handler: &H) -> Reply {
     held.truncate(HELD_MAX);
     let executions = held
         .into_iter()
-        .map(|(execution, attach_generation)| Held {
-            execution: execution.to_string(),
-            attach_generation,
-        })
+        .map(|(execution, attach_generation)| Held { execution: execution.to_string(), attach_generation })
         .collect();
-    Reply::Holding(Holding {
-        generation: GENERATION,
-        role: H::ROLE.name().to_owned(),
-        executions,
-    })
+    Reply::Holding(Holding { generation: GENERATION, role: H::ROLE.name().to_owned(), executions })
 }
 
 async fn serve_one<H: Handler>(
@@ -168,9 +161,7 @@ async fn more_sockets<H: Handler>(
     message: MoreSockets,
     sockets: Vec<OwnedFd>,
 ) -> Result<(), Refusal> {
-    handler
-        .more_sockets(parse_execution(&message.execution)?, sockets)
-        .await
+    handler.more_sockets(parse_execution(&message.execution)?, sockets).await
 }
 
 async fn serve_gateway<H: Handler>(
@@ -199,14 +190,12 @@ async fn call_guest<H: Handler>(handler: &H, message: to_dataplane::Message) -> 
         Err(refusal) => return refuse(refusal),
     };
     match message {
-        Message::Claim(request) => handler
-            .claim(execution, request)
-            .await
-            .map_or_else(refuse, Reply::Claimed),
-        Message::Personalise(request) => handler
-            .personalise(execution, request)
-            .await
-            .map_or_else(refuse, Reply::Claimed),
+        Message::Claim(request) => {
+            handler.claim(execution, request).await.map_or_else(refuse, Reply::Claimed)
+        }
+        Message::Personalise(request) => {
+            handler.personalise(execution, request).await.map_or_else(refuse, Reply::Claimed)
+        }
         Message::Quiesce(request) => acknowledge(handler.quiesce(execution, request).await),
         _ => refuse(Refusal::invalid("not a call into a guest")),
     }
@@ -217,20 +206,11 @@ fn acknowledge(result: Result<(), Refusal>) -> Reply {
 }
 
 fn refuse(refusal: Refusal) -> Reply {
-    tracing::info!(
-        code = refusal.code.name(),
-        message = refusal.message,
-        "refused a request of the agent"
-    );
+    tracing::info!(code = refusal.code.name(), message = refusal.message, "refused a request of the agent");
     Reply::Refused(refusal.into())
 }
 
 async fn answer(replies: &mpsc::Sender<FromDataplane>, id: u64, message: Reply) {
     // Closed only when the session is over and nobody waits for the answer any more.
-    let _ = replies
-        .send(FromDataplane {
-            id,
-            message: Some(message),
-        })
-        .await;
+    let _ = replies.send(FromDataplane { id, message: Some(message) }).await;
 }

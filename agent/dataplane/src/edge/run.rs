@@ -8,6 +8,7 @@ use roost_daemon::shutdown::{DRAIN_DEADLINE, Drained, Shutdown};
 use roost_daemon::{packet, shutdown};
 use tokio::net::TcpListener;
 
+use super::preview::{BadBrand, Previews, SchedulerRoutes};
 use super::{EdgeHandler, Ports};
 use crate::config::Settings;
 use crate::control::{self, Role};
@@ -27,6 +28,8 @@ pub enum Error {
     Health(#[from] health::Error),
     #[error("identity in the fleet")]
     Identity(#[from] identity::Error),
+    #[error("previews")]
+    Brand(#[from] BadBrand),
     #[error("take a listening socket over")]
     Port(#[source] std::io::Error),
 }
@@ -47,9 +50,10 @@ pub async fn run(settings: Settings, ports: Ports) -> Result<(), Error> {
     let (notices, notice_queue) = control::notices();
     let guests = Guests::new(notices);
     if let Some(listener) = ports.gateway {
-        let serving = serve_network(take_over(listener)?, identity, guests.clone(), shutdown.clone());
+        let serving = serve_network(take_over(listener)?, identity.clone(), guests.clone(), shutdown.clone());
         shutdown.spawn(serving);
     }
+    start_previews(&settings, ports.previews, identity, guests.clone(), &shutdown)?;
     let handler = Arc::new(EdgeHandler::new(guests.clone(), shutdown.clone()));
     let agents = packet::listen(&settings.process.control_socket, CONTROL_MODE)?;
     let agent_uid = settings.process.agent_uid;
@@ -63,6 +67,25 @@ pub async fn run(settings: Settings, ports: Ports) -> Result<(), Error> {
     if let Drained::GivenUp { tasks } = shutdown.drain(DRAIN_DEADLINE).await {
         tracing::warn!(tasks, "stopped with tasks under way");
     }
+    Ok(())
+}
+
+fn start_previews(
+    settings: &Settings,
+    listeners: Vec<StdTcpListener>,
+    identity: Arc<Identity>,
+    guests: Arc<Guests>,
+    shutdown: &Shutdown,
+) -> Result<(), Error> {
+    let (Some(preview), Some(scheduler)) = (&settings.preview, &settings.scheduler) else {
+        return Ok(());
+    };
+    let source = SchedulerRoutes::new(identity, scheduler.address.clone());
+    let previews = Previews::new(&settings.process.directory, preview, source.clone(), guests)?;
+    tokio::spawn(source.clone().keep_connected());
+    tokio::spawn(source.follow(previews.routes.clone(), previews.verifier.clone()));
+    let listeners = listeners.into_iter().map(take_over).collect::<Result<_, _>>()?;
+    previews.serve(listeners, shutdown);
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 
 mod channel;
 pub mod dial;
+mod forward;
 mod gateway;
 mod link;
 mod network;
@@ -21,8 +22,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use roost_domain::id::{ExecutionId, SandboxId};
 use roost_proto::dataplane::{self, from_dataplane};
+use tokio::sync::Semaphore;
 
-pub use dial::{Dialler, GuestStream, Traffic, WhenRefused};
+pub use dial::{Dialler, Error as DialError, GuestStream, Traffic, WhenRefused};
+pub use forward::ForwardStream;
 pub use gateway::{GatewayService, Scope};
 pub use link::Link;
 pub use network::serve_network;
@@ -32,6 +35,8 @@ pub use socket_pool::SOCKETS_MAX;
 use crate::control::{Attachment, Code, Notices, Refusal};
 use socket_pool::SocketPool;
 
+// Connections of previews to one guest at once.
+const PREVIEW_CONNECTIONS_MAX: usize = 96;
 // How often byte counters that moved are told to the agent.
 const TRAFFIC_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -54,6 +59,8 @@ pub struct Guest {
     pub attachment: ArcSwap<Attachment>,
     pub link: Arc<Link>,
     pub dialler: Dialler,
+    /// Places for connections to the guest's own servers, fewer than it has sockets: the gateway must get through.
+    pub previews: Arc<Semaphore>,
 }
 
 impl Guests {
@@ -191,11 +198,12 @@ impl Guest {
     fn new(attachment: Attachment, notices: Notices) -> Arc<Self> {
         let dialler =
             Dialler { pool: SocketPool::new(attachment.execution, notices), traffic: Arc::default() };
+        let previews = Arc::new(Semaphore::new(PREVIEW_CONNECTIONS_MAX));
         let link = Arc::new(Link::new(attachment.execution, dialler.clone()));
         if let Some(access) = &attachment.guest {
             link.set_access(access);
         }
-        Arc::new(Self { attachment: ArcSwap::from_pointee(attachment), link, dialler })
+        Arc::new(Self { attachment: ArcSwap::from_pointee(attachment), link, dialler, previews })
     }
 
     fn traffic(&self) -> (u64, u64) {

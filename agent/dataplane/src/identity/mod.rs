@@ -20,6 +20,7 @@ use roost_daemon::telemetry::chain;
 use tokio::sync::watch;
 
 pub use files::ensure_request;
+pub(crate) use files::stamp;
 pub use tls::{SCHEDULER_URI, find_peer_uri};
 
 use crate::control::Role;

@@ -6,21 +6,21 @@
 mod effects;
 mod requests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
-use roost_domain::id::{ExecutionId, SandboxId};
+use roost_domain::id::{ExecutionId, SandboxId, SnapshotId};
 
 use crate::config::Config;
 use crate::host::names::{Instance, Names};
-use crate::host::off_worker;
+use crate::host::{cgroup, off_worker};
 use crate::image::{Image, Images};
 use crate::plane::Plane;
 use crate::sandbox::record::{Execution, Sandbox};
 use crate::sandbox::world;
-use crate::snapshot::Snapshots;
+use crate::snapshot::{self, Snapshots};
 use crate::vmm::{self, AdoptSpec, Driver, Geometry, Vm};
 
 /// Roots that guests must trust, in the identity directory; not there before the host has joined.
@@ -129,6 +129,27 @@ impl Host {
         match self.find_vm(sandbox, execution).await? {
             Some(vm) => vm.console(CONSOLE_MAX_BYTES).await.map_err(failed),
             None => Ok(bytes::Bytes::new()),
+        }
+    }
+
+    /// Removes every memory snapshot that is not among `named`, and unfinished ones. Blocks.
+    pub(super) fn remove_snapshots_but(
+        &self,
+        named: &BTreeSet<SnapshotId>,
+    ) -> Result<usize, snapshot::Error> {
+        let snapshots = &self.inner.snapshots;
+        snapshots.remove_unfinished()?;
+        let spent: Vec<_> = snapshots.list()?.into_iter().filter(|id| !named.contains(id)).collect();
+        for id in &spent {
+            snapshots.remove(*id)?;
+        }
+        Ok(spent.len())
+    }
+
+    /// Removes what this instance leaves on the host when it has no execution: its empty cgroup. Blocks.
+    pub fn tidy(&self) {
+        if let Err(error) = cgroup::remove_instance(&self.inner.instance) {
+            tracing::debug!(error = %roost_daemon::telemetry::chain(&error), "the instance's cgroup stays");
         }
     }
 

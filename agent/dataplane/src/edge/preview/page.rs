@@ -30,6 +30,7 @@ pub enum Problem {
     AppNotListening,
     AppBroke,
     Starting,
+    NotRunning,
     Busy,
     SchedulerUnavailable,
     AppTimeout,
@@ -102,6 +103,12 @@ impl Problem {
             Self::Starting => {
                 (S::SERVICE_UNAVAILABLE, "starting", "The preview is starting", "It reloads by itself.")
             }
+            Self::NotRunning => (
+                S::SERVICE_UNAVAILABLE,
+                "sandbox_not_running",
+                "The sandbox is not running",
+                "Start it, then reload.",
+            ),
             Self::Busy => (S::SERVICE_UNAVAILABLE, "busy", "The preview is busy", "It reloads by itself."),
             Self::SchedulerUnavailable => (
                 S::SERVICE_UNAVAILABLE,
