@@ -8,7 +8,7 @@
 //! Pure: everything here is tested with messages lost, doubled and reordered (`tests/desired_model.rs`).
 //!
 //! ```text
-//!  scheduler row ── Offer{desired, adopted_seq} ──▶ host standing ── Report{base_generation, seq, run} ──▶ scheduler row
+//!  scheduler row ── Offer{desired, adopted_seq} ──▶ host standing ── Report{local} ──▶ scheduler row
 //!      command(): generation+1, adopted_seq 0            transition(): seq+1 on the standing generation
 //!      adopt():   generation+1, adopted_seq = seq        receive():  greater generation wins, or rebases (see there)
 //! ```

@@ -91,7 +91,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn admitted_one_by_one_never_passes_the_limit(limit in 0u64..50, requests in proptest::collection::vec(0u64..9, 0..30)) {
+        fn admitted_one_by_one_never_passes_the_limit(
+            limit in 0u64..50,
+            requests in proptest::collection::vec(0u64..9, 0..30),
+        ) {
             let limits = Limits { max_vcpus: Some(limit), ..Limits::default() };
             let mut current = Load::default();
             for vcpus in requests {

@@ -255,19 +255,23 @@ mod tests {
         assert_eq!(reset.deltas[0].amounts.cpu_used_us, 9);
     }
 
-    prop_compose! {
-        fn steps()(steps in vec((0i64..7_300_000_000, 0u64..1 << 40, 0u64..100_000, 0u64..1 << 50), 1..8)) -> Vec<(i64, u64, u64, u64)> {
-            steps
-        }
+    /// How long until the next reading, CPU used, memory held, bytes sent.
+    type Interval = (i64, u64, u64, u64);
+
+    fn intervals() -> impl Strategy<Value = Vec<Interval>> {
+        vec((0i64..7_300_000_000, 0u64..1 << 40, 0u64..100_000, 0u64..1 << 50), 1..8)
     }
 
     proptest! {
         #[test]
-        fn no_gap_no_overlap_and_nothing_lost(start_us in 0i64..2_000_000_000_000_000, steps in steps()) {
+        fn no_gap_no_overlap_and_nothing_lost(
+            start_us in 0i64..2_000_000_000_000_000,
+            intervals in intervals(),
+        ) {
             let mut standing = reading(start_us, 77, 0);
             let first = standing;
             let (mut deltas, mut seq) = (Vec::new(), 1);
-            for (duration_us, cpu, memory_mib, bytes) in steps {
+            for (duration_us, cpu, memory_mib, bytes) in intervals {
                 let seen = Reading {
                     at_us: -1,
                     boottime_us: standing.boottime_us + duration_us,
