@@ -10,11 +10,11 @@ use super::route::Route;
 use super::verify::Verifier;
 
 /// What tokens for previews are addressed to.
-pub const AUDIENCE: &str = "preview";
+pub(super) const AUDIENCE: &str = "preview";
 const KINDS: [Kind; 3] = [Kind::Preview, Kind::Embed, Kind::Share];
 
 /// The token that opened a preview.
-pub struct Admission {
+pub(super) struct Admission {
     pub source: Source,
     pub token: String,
     /// Seconds since 1970 at which it stops doing so.
@@ -28,7 +28,7 @@ impl std::fmt::Debug for Admission {
 }
 
 /// Tries the presented tokens in order; of several refusals the first one counts.
-pub fn decide(
+pub(super) fn decide(
     route: &Route,
     presented: Vec<(Source, String)>,
     scope: Scope,

@@ -21,7 +21,7 @@ const DEVELOPMENT_CHAIN: &str = "preview.pem";
 const DEVELOPMENT_KEY: &str = "preview.key";
 
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(super) enum Error {
     #[error("read {}", path.display())]
     Read { path: PathBuf, source: rustls::pki_types::pem::Error },
     #[error("{} holds no certificate", path.display())]

@@ -16,7 +16,7 @@ const BEARER: &str = "Bearer ";
 
 /// What a brand calls its things.
 #[derive(Debug, Clone)]
-pub struct Names {
+pub(super) struct Names {
     pub brand: String,
     /// `x-<brand>-preview-token`
     pub header: HeaderName,
@@ -26,7 +26,7 @@ pub struct Names {
 
 /// Where a token came from, the one that is tried first first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub(super) enum Source {
     Query,
     Header,
     Authorization,
@@ -36,7 +36,7 @@ pub enum Source {
 /// A request names two different tokens, and it is not ours to guess which one is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("more than one token in the query")]
-pub struct Doubled;
+pub(super) struct Doubled;
 
 #[derive(Debug, thiserror::Error)]
 #[error("brand {brand:?} is not lower-case letters and digits")]
@@ -45,7 +45,7 @@ pub struct BadBrand {
 }
 
 impl Names {
-    pub fn new(brand: &str) -> Result<Self, BadBrand> {
+    pub(super) fn new(brand: &str) -> Result<Self, BadBrand> {
         let error = || BadBrand { brand: brand.to_owned() };
         let is_word = !brand.is_empty() && brand.len() <= 32;
         if !is_word || !brand.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()) {
@@ -63,7 +63,7 @@ impl Names {
     }
 
     /// The tokens of a request in the order in which they are tried.
-    pub fn find(&self, uri: &Uri, headers: &HeaderMap) -> Result<Vec<(Source, String)>, Doubled> {
+    pub(super) fn find(&self, uri: &Uri, headers: &HeaderMap) -> Result<Vec<(Source, String)>, Doubled> {
         let mut found = Vec::new();
         if let Some(token) = self.find_in_query(uri.query().unwrap_or_default())? {
             found.push((Source::Query, token));
@@ -102,7 +102,7 @@ impl Names {
     }
 
     /// Path and query without any parameter whose value is one of our tokens, whatever the parameter's name.
-    pub fn clean_path(&self, uri: &Uri) -> String {
+    pub(super) fn clean_path(&self, uri: &Uri) -> String {
         let path = if uri.path().is_empty() { "/" } else { uri.path() };
         match uri.query().and_then(|query| self.clean_query(query)) {
             Some(query) => format!("{path}?{query}"),
@@ -117,7 +117,7 @@ impl Names {
     }
 
     /// Takes our credentials out of a request's headers, and under `Strict` the cookies of parent domains.
-    pub fn strip(&self, headers: &mut HeaderMap, isolation: CookieIsolation) {
+    pub(super) fn strip(&self, headers: &mut HeaderMap, isolation: CookieIsolation) {
         headers.remove(&self.header);
         if headers.get(AUTHORIZATION).is_some_and(|value| self.find_bearer(value).is_some()) {
             headers.remove(AUTHORIZATION);

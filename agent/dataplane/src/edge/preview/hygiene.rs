@@ -27,18 +27,18 @@ const ROBOTS: HeaderName = HeaderName::from_static("x-robots-tag");
 /// A request nominates a header as hop-by-hop that must not be dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the connection header nominates a header that must stay")]
-pub struct Nominated;
+pub(super) struct Nominated;
 
 /// The client as the guest is told about it.
 #[derive(Debug, Clone, Copy)]
-pub struct Client<'a> {
+pub(super) struct Client<'a> {
     pub address: IpAddr,
     /// Host and port as in the browser's address bar.
     pub authority: &'a str,
 }
 
 /// Makes a client's headers fit for the guest.
-pub fn prepare_request(headers: &mut HeaderMap, client: Client<'_>) -> Result<(), Nominated> {
+pub(super) fn prepare_request(headers: &mut HeaderMap, client: Client<'_>) -> Result<(), Nominated> {
     if nominated(headers).iter().any(|name| NEVER_NOMINATED.contains(&name.as_str())) {
         return Err(Nominated);
     }
@@ -68,7 +68,7 @@ pub fn prepare_request(headers: &mut HeaderMap, client: Client<'_>) -> Result<()
 }
 
 /// Makes a guest's headers fit for the browser.
-pub fn prepare_response(headers: &mut HeaderMap, frame_ancestors: &[String], our_cookie: &str) {
+pub(super) fn prepare_response(headers: &mut HeaderMap, frame_ancestors: &[String], our_cookie: &str) {
     remove_hop_by_hop(headers);
     headers.remove(X_FRAME_OPTIONS);
     headers.remove(STRICT_TRANSPORT_SECURITY);
@@ -80,7 +80,7 @@ pub fn prepare_response(headers: &mut HeaderMap, frame_ancestors: &[String], our
 }
 
 /// `frame-ancestors` of a preview: itself and the origins that were named.
-pub fn frame_policy(origins: &[String]) -> HeaderValue {
+pub(super) fn frame_policy(origins: &[String]) -> HeaderValue {
     let mut policy = "frame-ancestors 'self'".to_owned();
     for origin in origins.iter().filter(|origin| is_source(origin)) {
         policy.push(' ');

@@ -43,7 +43,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What all listeners share.
 #[derive(Debug)]
-pub struct Door {
+pub(super) struct Door {
     certificate: Arc<PreviewCertificate>,
     service: Arc<PreviewService>,
     places: Arc<Semaphore>,
@@ -57,13 +57,13 @@ struct Place {
 }
 
 impl Door {
-    pub fn new(certificate: Arc<PreviewCertificate>, service: Arc<PreviewService>) -> Arc<Self> {
+    pub(super) fn new(certificate: Arc<PreviewCertificate>, service: Arc<PreviewService>) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         Arc::new(Self { certificate, service, places, clients: Mutex::default() })
     }
 
     /// Serves browsers until the shutdown is requested.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: Shutdown) {
+    pub(super) async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: Shutdown) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,

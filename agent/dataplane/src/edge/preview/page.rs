@@ -16,7 +16,7 @@ use super::hygiene::frame_policy;
 
 /// Why a request is not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Problem {
+pub(super) enum Problem {
     BadRequest,
     TokenMissing,
     TokenInvalid,
@@ -122,7 +122,7 @@ impl Problem {
         }
     }
 
-    pub const fn code(self) -> &'static str {
+    pub(super) const fn code(self) -> &'static str {
         self.text().1
     }
 
@@ -141,7 +141,7 @@ impl Problem {
 }
 
 /// Whether the client is a person's browser, asking for a page.
-pub fn wants_page(headers: &HeaderMap) -> bool {
+pub(super) fn wants_page(headers: &HeaderMap) -> bool {
     let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     accepts
         .flat_map(|value| value.split(','))
@@ -149,7 +149,7 @@ pub fn wants_page(headers: &HeaderMap) -> bool {
 }
 
 /// The answer to a request that is not forwarded. `nonce` is random base64 or hexadecimal.
-pub fn answer(problem: Problem, branding: &Branding, is_page: bool, nonce: &str) -> Response<Bytes> {
+pub(super) fn answer(problem: Problem, branding: &Branding, is_page: bool, nonce: &str) -> Response<Bytes> {
     let (status, code, title, advice) = problem.text();
     let (kind, body) = match is_page {
         true => ("text/html; charset=utf-8", html(problem, branding, nonce)),

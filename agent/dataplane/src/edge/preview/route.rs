@@ -26,9 +26,9 @@ use tokio_util::sync::CancellationToken;
 use super::page::Branding;
 
 /// How long an absent host is not asked for again.
-pub const ABSENT_FOR: Duration = Duration::from_secs(5);
+pub(super) const ABSENT_FOR: Duration = Duration::from_secs(5);
 /// Routes remembered, and watched; the least used one goes first.
-pub const ROUTES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+pub(super) const ROUTES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 const ABSENT_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
 // Questions to the scheduler under way at once, for all hosts together.
 const LOOKUPS_MAX: usize = 64;

@@ -140,7 +140,7 @@ fn apply(change: Change, watched: &[String], table: &RouteTable, verifier: &Veri
 impl Routes for SchedulerRoutes {
     async fn lookup(&self, host: &str) -> Result<Option<RouteEntry>, Unavailable> {
         let mut client = self.client()?;
-        let request = client.lookup(LookupRequest { host: host.to_owned(), ..LookupRequest::default() });
+        let request = client.lookup(LookupRequest { host: host.to_owned() });
         let reply = tokio::time::timeout(LOOKUP_TIMEOUT, request).await.map_err(|_| Unavailable)?;
         let reply = reply.map_err(|status| {
             tracing::info!(error = chain(&status), "a route could not be asked for");

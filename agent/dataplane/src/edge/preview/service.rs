@@ -34,7 +34,7 @@ const HTTPS_PORT: u16 = 443;
 
 /// Serves previews.
 #[derive(Debug)]
-pub struct PreviewService {
+pub(super) struct PreviewService {
     pub names: Names,
     pub isolation: CookieIsolation,
     pub verifier: Arc<Verifier>,
@@ -65,7 +65,7 @@ struct Asked {
 
 impl PreviewService {
     /// Answers one request of a browser.
-    pub async fn serve(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<PreviewBody> {
+    pub(super) async fn serve(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<PreviewBody> {
         let is_page = page::wants_page(request.headers());
         match self.answer(request, peer, is_page).await {
             Ok(response) => response,

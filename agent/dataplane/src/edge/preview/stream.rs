@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
 
 /// The body of every answer of a preview.
-pub type PreviewBody = UnsyncBoxBody<Bytes, Error>;
+pub(super) type PreviewBody = UnsyncBoxBody<Bytes, Error>;
 
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(super) enum Error {
     #[error("the application broke off")]
     Guest(#[from] hyper::Error),
     #[error("the access that opened this has ended")]
@@ -30,7 +30,7 @@ pub enum Error {
 
 /// Until when a stream has its reason: the route's word, and the time of the token.
 #[derive(Debug, Clone)]
-pub struct Ending {
+pub(super) struct Ending {
     pub revoked: CancellationToken,
     /// From now; none for a public preview.
     pub expires_in: Option<Duration>,
@@ -52,12 +52,12 @@ impl Ending {
 }
 
 /// A guest's body, cut off when its reason is gone.
-pub fn guarded(body: Incoming, ending: Ending) -> PreviewBody {
+pub(super) fn guarded(body: Incoming, ending: Ending) -> PreviewBody {
     Guarded { body, ending: Box::pin(ending.come()) }.boxed_unsync()
 }
 
 /// A body of our own.
-pub fn whole(content: Bytes) -> PreviewBody {
+pub(super) fn whole(content: Bytes) -> PreviewBody {
     http_body_util::Full::new(content).map_err(|never| match never {}).boxed_unsync()
 }
 
@@ -90,7 +90,12 @@ impl Body for Guarded {
 }
 
 /// Carries a WebSocket both ways until either side closes or its reason is gone.
-pub fn tunnel(browser: OnUpgrade, guest: OnUpgrade, ending: Ending, place: Option<OwnedSemaphorePermit>) {
+pub(super) fn tunnel(
+    browser: OnUpgrade,
+    guest: OnUpgrade,
+    ending: Ending,
+    place: Option<OwnedSemaphorePermit>,
+) {
     tokio::spawn(async move {
         let carried = async {
             let (browser, guest) = tokio::try_join!(browser, guest)?;

@@ -31,11 +31,11 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const HEADERS_MAX: usize = 128;
 
 /// One port of one execution.
-pub type Target = (ExecutionId, u16);
+pub(super) type Target = (ExecutionId, u16);
 
 /// A guest's answer, and what keeps its connection counted.
 #[derive(Debug)]
-pub struct Answer {
+pub(super) struct Answer {
     pub response: Response<Incoming>,
     /// Present for a connection that was upgraded: to be held as long as the tunnel.
     pub place: Option<OwnedSemaphorePermit>,
@@ -43,7 +43,7 @@ pub struct Answer {
 
 /// Connections that wait for their next request.
 #[derive(Debug, Default)]
-pub struct Upstream {
+pub(super) struct Upstream {
     idle: Mutex<HashMap<Target, Vec<Idle>>>,
 }
 
@@ -55,12 +55,12 @@ struct Idle {
 }
 
 impl Upstream {
-    pub fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         Arc::new(Self::default())
     }
 
     /// Sends a request to a port of a guest and waits for the head of the response.
-    pub async fn send(
+    pub(super) async fn send(
         self: &Arc<Self>,
         guest: &Guest,
         target: Target,
@@ -125,7 +125,7 @@ impl Upstream {
     }
 
     /// Closes connections that nobody used for a while, for ever.
-    pub async fn close_unused(self: Arc<Self>) {
+    pub(super) async fn close_unused(self: Arc<Self>) {
         loop {
             tokio::time::sleep(IDLE_TIME / 4).await;
             self.lock().retain(|_, kept| {
