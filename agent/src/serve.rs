@@ -35,7 +35,10 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         std::fs::set_permissions(dir, Permissions::from_mode(mode))
             .with_context(|| format!("setting the mode of {}", dir.display()))?;
     }
+    // Every check exists before the first question: without one a daemon would be ready.
     let health = Health::new();
+    let (dataplane_ready, operators_ready) = (health.check("dataplane"), health.check("operators"));
+    let joined = config.scheduler.as_ref().map(|_| health.check("joined"));
     let registry = Arc::new(Registry::default());
     let listener = health::bind(&health::Settings::on_port(config.health_port)).await?;
     shutdown.spawn(health::serve(listener, health.clone(), registry, shutdown.clone()));
@@ -62,24 +65,23 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
 
     let known = manager.resume_all().await?;
     info!(sandboxes = known, vmm = host.vmm_name(), "agent is up");
-    if let Some(settings) = &config.scheduler {
+    if let (Some(settings), Some(joined)) = (&config.scheduler, joined) {
         let context = link::Context {
             manager: manager.clone(),
             store: store.clone(),
             settings: settings.clone(),
             info: host_info(&config, settings, &host)?,
             identity_dir: config.state_dir.join("identity"),
-            joined: health.check("joined"),
+            joined,
         };
         shutdown.spawn(link::run(context, shutdown.clone()));
     }
-    let ready = health.check("dataplane");
-    until(&shutdown, watch_dataplane(plane.clone(), ready));
+    until(&shutdown, watch_dataplane(plane.clone(), dataplane_ready));
     let leftover = host.clone();
     let operators = cli::server::Context { manager, store, plane, config: Arc::clone(&config), host };
     let socket = config.cli_socket();
     tokio::select! {
-        served = cli::server::serve(&socket, operators) => served.context("serving operators")?,
+        served = cli::server::serve(&socket, operators, operators_ready) => served.context("serving operators")?,
         () = shutdown.requested() => {}
     }
     if let Drained::GivenUp { tasks } = shutdown.drain(DRAIN_DEADLINE).await {

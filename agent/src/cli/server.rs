@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
+use roost_daemon::health::Check;
 use roost_daemon::packet::{self, PacketSocket};
 use roost_domain::desired::{Desired, Offer, Run};
 use roost_domain::id::SandboxId;
@@ -83,8 +84,9 @@ impl std::fmt::Debug for Context {
 }
 
 /// Accepts operators until the task is dropped.
-pub async fn serve(path: &Path, context: Context) -> Result<(), packet::Error> {
+pub async fn serve(path: &Path, context: Context, ready: Check) -> Result<(), packet::Error> {
     let mut listener = packet::listen::<Reply, Request>(path, 0o600)?;
+    ready.pass();
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let socket = listener.accept().await?;

@@ -1,0 +1,254 @@
+//! A whole Roost on this machine, from the real binaries: starts it, supervises it, stops it, proves nothing is left.
+//!
+//! ```text
+//! start: claim folder → settings → egress, edge → agent → all ready
+//! finish: destroy sandboxes → stop in reverse → leftovers and log complaints are errors → folder removed
+//! drop without finish (a failed test): stop → sweep → folder kept
+//! ```
+
+pub mod agent;
+mod http;
+pub mod leftover;
+pub mod log;
+mod owner;
+pub mod place;
+mod settings;
+pub mod supervise;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+
+use crate::poll;
+use agent::AgentCli;
+use leftover::Baseline;
+use place::Place;
+pub use settings::{FloorException, Ports, Wish};
+use supervise::{Program, Supervised};
+
+/// A trial boot of the guest kernel, to choose a VMM, is part of the agent's first start.
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub struct Stack {
+    place: Place,
+    ports: Ports,
+    /// In the order they were started.
+    processes: Vec<Supervised>,
+    baseline: Baseline,
+    expected: Vec<&'static str>,
+    finished: bool,
+    _owner: owner::Owner,
+}
+
+/// How a stack that was stopped in order ended.
+#[derive(Debug)]
+pub struct Verdict {
+    /// What the product left on the machine.
+    pub left: Vec<String>,
+    /// Warnings and errors in the logs that nobody expected.
+    pub complaints: Vec<String>,
+}
+
+impl Stack {
+    /// A stack for one test, in the clone this package was built from.
+    pub fn for_test(name: &str) -> anyhow::Result<Self> {
+        Self::for_test_with(name, &Wish::default())
+    }
+
+    pub fn for_test_with(name: &str, wish: &Wish) -> anyhow::Result<Self> {
+        let clone = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("this package is in no clone")?;
+        let place = Place::of_test(clone, name)?;
+        let stacks = place.root.parent().context("the stack's folder has no parent")?.to_owned();
+        owner::sweep_abandoned(&stacks, &place)?;
+        Self::start(place, wish)
+    }
+
+    pub fn start(place: Place, wish: &Wish) -> anyhow::Result<Self> {
+        ensure!(
+            nix::unistd::getuid().is_root(),
+            "Roost makes network namespaces, taps and cgroups: run this as root (sudo)"
+        );
+        crate::image::find(&place.image_dir, crate::image::TEMPLATE)?;
+        let owner = owner::claim(&place)?;
+        for stale in ["agent", "logs"] {
+            let _ = std::fs::remove_dir_all(place.root.join(stale));
+        }
+        std::fs::create_dir_all(&place.run_dir)
+            .with_context(|| format!("cannot make {}", place.run_dir.display()))?;
+        let ports = Ports::choose()?;
+        settings::write(&place, &ports, wish).context("writing the settings files")?;
+        let mut stack = Self {
+            baseline: Baseline::take(),
+            place,
+            ports,
+            processes: Vec::new(),
+            expected: Vec::new(),
+            finished: false,
+            _owner: owner,
+        };
+        stack.start_processes()?;
+        Ok(stack)
+    }
+
+    fn start_processes(&mut self) -> anyhow::Result<()> {
+        for role in ["egress", "edge"] {
+            self.launch(role, "roost-dataplane", &[role])?;
+        }
+        self.launch("agent", "roost-agent", &["serve"])?;
+        self.wait_ready()
+    }
+
+    fn launch(&mut self, name: &'static str, binary: &str, command: &[&str]) -> anyhow::Result<()> {
+        let settings = self.place.settings(name).to_string_lossy().into_owned();
+        let mut arguments: Vec<String> = command.iter().map(ToString::to_string).collect();
+        arguments.extend(["--config".to_owned(), settings]);
+        let program = Program {
+            name,
+            binary: self.place.binary(binary)?,
+            arguments,
+            environment: Vec::new(),
+            log: self.place.log(name),
+        };
+        self.processes.push(Supervised::start(program)?);
+        Ok(())
+    }
+
+    /// Waits until every process says it is ready.
+    pub fn wait_ready(&self) -> anyhow::Result<()> {
+        for process in &self.processes {
+            let name = process.name();
+            let mut last = String::new();
+            let ready = poll::until(&format!("{name} to be ready"), READY_DEADLINE, || {
+                if let Some(why) = process.ended() {
+                    bail!("{name} does not stay up: {why}");
+                }
+                last = match http::ready(self.health_port(name)) {
+                    Ok(()) => return Ok(Some(())),
+                    Err(error) => error,
+                };
+                Ok(None)
+            });
+            ready.with_context(|| format!("{name} is not ready ({last})\n{}", self.tails()))?;
+        }
+        Ok(())
+    }
+
+    fn health_port(&self, name: &str) -> u16 {
+        match name {
+            "agent" => self.ports.agent_health,
+            "egress" => self.ports.egress_health,
+            _ => self.ports.edge_health,
+        }
+    }
+
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The shared places of this machine before the stack started.
+    pub fn baseline(&self) -> &Baseline {
+        &self.baseline
+    }
+
+    pub fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    /// The host's operator.
+    pub fn agent(&self) -> anyhow::Result<AgentCli> {
+        Ok(AgentCli::new(self.place.binary("roost-agent")?, self.place.settings("agent")))
+    }
+
+    pub fn process(&self, name: &str) -> anyhow::Result<&Supervised> {
+        let process = self.processes.iter().find(|process| process.name() == name);
+        process.with_context(|| format!("this stack has no {name}"))
+    }
+
+    /// Kills a process the hard way and waits until its successor is ready.
+    pub fn kill_and_await(&self, name: &str) -> anyhow::Result<()> {
+        let process = self.process(name)?;
+        let starts = process.starts();
+        process.kill()?;
+        poll::until(&format!("{name} to be started again"), READY_DEADLINE, || {
+            Ok((process.starts() > starts).then_some(()))
+        })?;
+        self.wait_ready()
+    }
+
+    /// Log lines with `text` in them are part of what the test does.
+    pub fn expect_log(&mut self, text: &'static str) {
+        self.expected.push(text);
+    }
+
+    /// The end of every process's log, for messages about a failure.
+    pub fn tails(&self) -> String {
+        log::tails(&self.place.root.join("logs"))
+    }
+
+    /// A sentence for each process that was given up by its supervisor.
+    pub fn find_ended(&self) -> Option<String> {
+        let mut ended = self.processes.iter().filter_map(|process| Some((process.name(), process.ended()?)));
+        ended.next().map(|(name, why)| format!("{name} does not stay up: {why}"))
+    }
+
+    /// Takes everything down; an error if anything is left or a process complained. Removes the folder.
+    pub fn finish(self) -> anyhow::Result<()> {
+        let root = self.place.root.clone();
+        let verdict = self.stop()?;
+        ensure!(verdict.left.is_empty(), "left on this machine:\n  {}", verdict.left.join("\n  "));
+        let lines = verdict.complaints;
+        ensure!(lines.is_empty(), "unexpected warnings and errors in the logs:\n  {}", lines.join("\n  "));
+        Ok(std::fs::remove_dir_all(root)?)
+    }
+
+    /// Destroys every sandbox, stops every process and says what that left; then removes it.
+    pub fn stop(mut self) -> anyhow::Result<Verdict> {
+        self.destroy_all()?;
+        let stopped = self.stop_processes();
+        let left = leftover::find(&self.place, &self.baseline);
+        let complaints = log::complaints(&self.place.root.join("logs"), &self.expected);
+        stopped?;
+        if left.is_empty() {
+            leftover::sweep(&self.place)?;
+            self.finished = true;
+        }
+        let lines = complaints.iter().map(|found| format!("{}: {}", found.process, found.line)).collect();
+        Ok(Verdict { left, complaints: lines })
+    }
+
+    fn destroy_all(&self) -> anyhow::Result<()> {
+        let agent = self.agent()?;
+        for sandbox in agent.list()? {
+            if sandbox["origin"] == "local" && sandbox["state"] != "destroyed" {
+                agent.destroy(sandbox["id"].as_str().unwrap_or_default())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_processes(&mut self) -> anyhow::Result<()> {
+        let mut first = Ok(());
+        while let Some(mut process) = self.processes.pop() {
+            let stopped = process.stop();
+            first = first.and(stopped);
+        }
+        first
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        eprintln!("{}the folder is kept: {}", self.tails(), self.place.root.display());
+        if let Err(error) = self.stop_processes().and_then(|()| leftover::sweep(&self.place)) {
+            eprintln!("{error:#}");
+        }
+        for line in leftover::find(&self.place, &self.baseline) {
+            eprintln!("still on this machine: {line}");
+        }
+    }
+}

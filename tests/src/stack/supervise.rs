@@ -1,0 +1,217 @@
+//! One supervised process: started, logged, started again when it ends, stopped when asked.
+//!
+//! ```text
+//! running --exit--> waiting RESTART_PAUSE --> running      (as `Restart=always` of the systemd units)
+//!    |                 `--more than RESTARTS_MAX in RESTARTS_WINDOW--> given up
+//!    `--stop()--> SIGTERM --exit--> stopped
+//! ```
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+
+use crate::program;
+
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
+const RESTARTS_MAX: usize = 5;
+const RESTARTS_WINDOW: Duration = Duration::from_secs(10);
+/// A process drains for 20 s at most; after this it hangs.
+const STOP_DEADLINE: Duration = Duration::from_secs(25);
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Program {
+    pub name: &'static str,
+    pub binary: PathBuf,
+    pub arguments: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    pub log: PathBuf,
+}
+
+/// A process under supervision; dropping it stops it.
+#[derive(Debug)]
+pub struct Supervised {
+    name: &'static str,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Of the running process; it is not reaped as long as this is set.
+    pid: Option<Pid>,
+    starts: usize,
+    stopping: bool,
+    ended: Option<String>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Supervised {
+    pub fn start(program: Program) -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let first = spawn(&program)?;
+        let name = program.name;
+        let theirs = Arc::clone(&shared);
+        shared.lock().pid = Some(pid_of(&first));
+        shared.lock().starts = 1;
+        let thread = std::thread::Builder::new()
+            .name(format!("supervise {name}"))
+            .spawn(move || supervise(&program, &theirs, first))?;
+        Ok(Self { name, shared, thread: Some(thread) })
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub fn pid(&self) -> Option<Pid> {
+        self.shared.lock().pid
+    }
+
+    /// How often it was started so far.
+    pub fn starts(&self) -> usize {
+        self.shared.lock().starts
+    }
+
+    /// Why it does not run any more, if it was given up.
+    pub fn ended(&self) -> Option<String> {
+        self.shared.lock().ended.clone()
+    }
+
+    /// Ends the process the hard way; the restart rule brings it back.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        let state = self.shared.lock();
+        let pid = state.pid.with_context(|| format!("{} does not run", self.name))?;
+        kill(pid, Signal::SIGKILL).with_context(|| format!("killing {}", self.name))
+    }
+
+    /// Asks it to end and waits; killing it is an error of the process.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        let mut state = self.shared.lock();
+        state.stopping = true;
+        self.shared.changed.notify_all();
+        if let Some(pid) = state.pid {
+            let _ = kill(pid, Signal::SIGTERM);
+        }
+        let running = |state: &mut State| state.pid.is_some();
+        let (state, waited) = self
+            .shared
+            .changed
+            .wait_timeout_while(state, STOP_DEADLINE, running)
+            .unwrap_or_else(PoisonError::into_inner);
+        let hung = waited.timed_out();
+        if let (true, Some(pid)) = (hung, state.pid) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        drop(state);
+        let _ = thread.join();
+        if hung {
+            bail!("{} did not end {} s after SIGTERM", self.name, STOP_DEADLINE.as_secs());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn supervise(program: &Program, shared: &Shared, mut child: Child) {
+    let mut restarts: Vec<Instant> = Vec::new();
+    loop {
+        // Seen ended but not yet reaped, its pid is nobody else's while `stop` may signal it.
+        let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        while waitid(Id::Pid(pid_of(&child)), ended) == Err(Errno::EINTR) {}
+        let mut state = shared.lock();
+        state.pid = None;
+        let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+        shared.changed.notify_all();
+        let paused = |state: &mut State| !state.stopping;
+        let waited = shared.changed.wait_timeout_while(state, RESTART_PAUSE, paused);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.stopping {
+            return;
+        }
+        restarts.retain(|at| at.elapsed() < RESTARTS_WINDOW);
+        restarts.push(Instant::now());
+        note(program, &format!("supervisor: it ended with {status}, starting it again"));
+        let again = if restarts.len() > RESTARTS_MAX {
+            Err(anyhow::anyhow!(
+                "it ended {} times in {} s, last with {status}",
+                restarts.len(),
+                RESTARTS_WINDOW.as_secs()
+            ))
+        } else {
+            spawn(program)
+        };
+        match again {
+            Ok(next) => {
+                child = next;
+                state.pid = Some(pid_of(&child));
+                state.starts += 1;
+            }
+            Err(error) => {
+                state.ended = Some(format!("{error:#}"));
+                return;
+            }
+        }
+    }
+}
+
+fn spawn(program: &Program) -> anyhow::Result<Child> {
+    let log = open_log(&program.log)?;
+    let mut command = program::command(&program.binary);
+    command
+        .args(&program.arguments)
+        .envs(program.environment.iter().cloned())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        // Ctrl-C is for whoever supervises; it stops the processes in order.
+        .process_group(0);
+    command.spawn().with_context(|| format!("cannot start {}", program.binary.display()))
+}
+
+fn open_log(path: &std::path::Path) -> anyhow::Result<File> {
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    opened.with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn note(program: &Program, text: &str) {
+    if let Ok(mut log) = open_log(&program.log) {
+        let _ = writeln!(log, "{text}");
+    }
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}

@@ -1,0 +1,10 @@
+//! The whole system: real binaries, real VMs. One behaviour per file.
+//!
+//! Needs root, the binaries (`cargo build --workspace --bins`) and an image (`images/build`); `./scripts/test` sees
+//! to all of it. Files and tests that boot VMs begin with `vm_`: the test runner runs few of those at once.
+
+mod vm_boot;
+mod vm_exec;
+mod vm_identity;
+mod vm_leftover;
+mod vm_survive;
