@@ -78,6 +78,7 @@ fn open(config: &Config, now_us: i64) -> anyhow::Result<(Store, Audit, Pki)> {
             names => names.to_vec(),
         },
     });
+    crate::pki::ensure_private_directory(&config.state_dir)?;
     let pki = Pki::ensure(&config.pki_dir(), development.as_ref(), now_us).context("open the authorities")?;
     let store = Store::open(config.store_settings())?;
     let audit = match (&config.store.engine, &config.store.url) {

@@ -134,6 +134,7 @@ fn resolution(placeholder: String, outcome: Outcome) -> proto::Resolution {
 }
 
 fn credential(lease: Lease) -> proto::Credential {
+    let value = lease.secret_bytes().to_vec().into();
     let secret = lease.secret;
     proto::Credential {
         unbound: secret.allowed_hosts.is_empty() && !secret.swap_anywhere,
@@ -141,7 +142,7 @@ fn credential(lease: Lease) -> proto::Credential {
         name: secret.name,
         logical_key: lease.logical_key,
         scope: lease.step.text().to_owned(),
-        value: lease.value.expose().to_vec().into(),
+        value,
         allowed_hosts: secret.allowed_hosts,
         slots: secret.slots,
         version: secret.version,

@@ -13,7 +13,7 @@ fn failed<'a>(step: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> 
     move |source| Error::File { step, path: path.to_owned(), source }
 }
 
-pub(super) fn ensure_directory(path: &Path) -> Result<(), Error> {
+pub(crate) fn ensure_directory(path: &Path) -> Result<(), Error> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

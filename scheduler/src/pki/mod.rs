@@ -13,7 +13,7 @@ mod authority;
 mod file;
 mod name;
 
-pub(crate) use file::write_private;
+pub(crate) use file::{ensure_directory as ensure_private_directory, write_private};
 
 use std::path::{Path, PathBuf};
 

@@ -39,8 +39,15 @@ pub struct Lease {
     pub secret: Secret,
     pub logical_key: String,
     pub step: Step,
-    pub value: Plaintext,
+    value: Plaintext,
     pub expires_us: i64,
+}
+
+impl Lease {
+    /// The value, for the one message that carries it to the egress process.
+    pub fn secret_bytes(&self) -> &[u8] {
+        self.value.expose()
+    }
 }
 
 /// For one key: who wins, and why the others do not.

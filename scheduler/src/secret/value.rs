@@ -11,7 +11,7 @@ impl Plaintext {
         Plaintext(Zeroizing::new(bytes))
     }
 
-    pub(crate) fn expose(&self) -> &[u8] {
+    pub(super) fn expose(&self) -> &[u8] {
         &self.0
     }
 

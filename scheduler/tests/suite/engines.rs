@@ -26,23 +26,14 @@ pub fn on_both<F: Future<Output = ()>>(test: impl Fn(Store) -> F) {
 /// For tests that open the store themselves.
 pub fn on_both_settings(test: impl Fn(Settings)) {
     let directory = tempfile::tempdir().unwrap();
-    test(Settings::Sqlite {
-        path: directory.path().join("scheduler.db"),
-    });
+    test(Settings::Sqlite { path: directory.path().join("scheduler.db") });
     let cluster = Cluster::find_or_start();
     let database = Database::create(&cluster.url);
-    test(Settings::Postgres {
-        url: database.url.clone(),
-        connections: 6,
-    });
+    test(Settings::Postgres { url: database.url.clone(), connections: 6 });
 }
 
 pub fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap()
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 /// A database of its own in a cluster, dropped with this value.
@@ -56,24 +47,16 @@ impl Database {
     fn create(cluster: &str) -> Self {
         let name = format!("roost_test_{}", uuid::Uuid::new_v4().simple());
         statement(cluster, &format!("CREATE DATABASE {name}"));
-        let (base, options) = cluster
-            .split_once('?')
-            .map_or((cluster, String::new()), |(b, o)| (b, format!("?{o}")));
+        let (base, options) =
+            cluster.split_once('?').map_or((cluster, String::new()), |(b, o)| (b, format!("?{o}")));
         let (server, _) = base.rsplit_once('/').expect("the URL names a database");
-        Self {
-            url: format!("{server}/{name}{options}"),
-            cluster: cluster.to_owned(),
-            name,
-        }
+        Self { url: format!("{server}/{name}{options}"), cluster: cluster.to_owned(), name }
     }
 }
 
 impl Drop for Database {
     fn drop(&mut self) {
-        statement(
-            &self.cluster,
-            &format!("DROP DATABASE {} WITH (FORCE)", self.name),
-        );
+        statement(&self.cluster, &format!("DROP DATABASE {} WITH (FORCE)", self.name));
     }
 }
 
@@ -104,58 +87,29 @@ impl Cluster {
         chown(&directory, Some(uid), Some(gid)).unwrap();
         let data = directory.join("data");
         let initdb = as_postgres(&binaries.join("initdb"))
-            .args([
-                "-A",
-                "trust",
-                "-U",
-                "postgres",
-                "-E",
-                "UTF8",
-                "--locale=C",
-                "--no-sync",
-                "-D",
-            ])
+            .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
             .arg(&data)
             .current_dir(&directory)
             .output()
             .unwrap();
-        assert!(
-            initdb.status.success(),
-            "initdb: {}",
-            String::from_utf8_lossy(&initdb.stderr)
-        );
+        assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
         let server = as_postgres(&binaries.join("postgres"))
             .arg("-D")
             .arg(&data)
             .arg("-k")
             .arg(&directory)
-            .args([
-                "-c",
-                "listen_addresses=",
-                "-c",
-                "fsync=off",
-                "-c",
-                "max_connections=60",
-            ])
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=60"])
             .current_dir(&directory)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let url = format!(
-            "postgres://postgres@{}/postgres",
-            directory.display().to_string().replace('/', "%2F")
-        );
-        let cluster = Self {
-            url,
-            private: Some((server, directory)),
-        };
+        let url =
+            format!("postgres://postgres@{}/postgres", directory.display().to_string().replace('/', "%2F"));
+        let cluster = Self { url, private: Some((server, directory)) };
         let deadline = Instant::now() + Duration::from_secs(30);
         while postgres::Client::connect(&cluster.url, postgres::NoTls).is_err() {
-            assert!(
-                Instant::now() < deadline,
-                "the private PostgreSQL does not answer"
-            );
+            assert!(Instant::now() < deadline, "the private PostgreSQL does not answer");
             std::thread::sleep(Duration::from_millis(20));
         }
         cluster
@@ -166,9 +120,7 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if let Some((mut server, directory)) = self.private.take() {
             // SIGINT is PostgreSQL's fast shutdown; a kill would leave its shared memory behind.
-            let _ = Command::new("kill")
-                .args(["-INT", &server.id().to_string()])
-                .status();
+            let _ = Command::new("kill").args(["-INT", &server.id().to_string()]).status();
             let _ = server.wait();
             let _ = std::fs::remove_dir_all(directory);
         }
@@ -196,8 +148,6 @@ fn postgres_user() -> (u32, u32) {
 
 fn as_postgres(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
-    command
-        .args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"])
-        .arg(program);
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]).arg(program);
     command
 }

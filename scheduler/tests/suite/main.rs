@@ -5,3 +5,4 @@
 mod engines;
 mod rows;
 mod store;
+mod vault;

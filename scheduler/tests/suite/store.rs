@@ -18,10 +18,7 @@ fn schema_applies_from_empty_and_again() {
             let store = store.clone();
             runtime().block_on(async move {
                 let sql = "SELECT MAX(version) AS v, COUNT(*) AS n FROM schema_version";
-                store
-                    .read(move |tx| tx.query_one("version", sql, params![]))
-                    .await
-                    .unwrap()
+                store.read(move |tx| tx.query_one("version", sql, params![])).await.unwrap()
             })
         };
         let first = Store::open(settings.clone()).unwrap();
@@ -38,10 +35,7 @@ fn a_newer_schema_is_refused() {
         let store = Store::open(settings.clone()).unwrap();
         runtime().block_on(async {
             let sql = "INSERT INTO schema_version (version) VALUES (?1)";
-            store
-                .write(move |tx| tx.execute(sql, params![9999i64]))
-                .await
-                .unwrap();
+            store.write(move |tx| tx.execute(sql, params![9999i64])).await.unwrap();
         });
         let error = Store::open(settings).unwrap_err();
         assert!(matches!(error, Error::SchemaNewer { found: 9999, .. }), "{error}");
@@ -68,10 +62,8 @@ fn a_refused_job_leaves_nothing_and_its_neighbours_stay() {
         for job in jobs.collect::<Vec<_>>() {
             kept += i64::from(job.await.unwrap().is_ok());
         }
-        let count = store
-            .read(|tx| tx.query_one("n", "SELECT COUNT(*) AS n FROM event", params![]))
-            .await
-            .unwrap();
+        let count =
+            store.read(|tx| tx.query_one("n", "SELECT COUNT(*) AS n FROM event", params![])).await.unwrap();
         assert_eq!(kept, 66);
         assert_eq!(count.int("n").unwrap(), kept);
     });
@@ -117,11 +109,7 @@ fn concurrent_read_then_write_loses_no_update() {
         for task in tasks {
             task.await.unwrap();
         }
-        let tenant = store
-            .read(move |tx| tenant::find(tx, &owner.tenant))
-            .await
-            .unwrap()
-            .unwrap();
+        let tenant = store.read(move |tx| tenant::find(tx, &owner.tenant)).await.unwrap().unwrap();
         assert_eq!(tenant.created_us, NOW_US + 40);
         assert!(runs.load(Ordering::Relaxed) >= 40);
     });
@@ -132,10 +120,7 @@ fn a_reader_cannot_write() {
     on_both(|store| async move {
         let refused = store.read(|tx| tx.execute("DELETE FROM event", params![])).await;
         assert!(refused.is_err());
-        store
-            .read(|tx| tx.query("SELECT id FROM event", params![]))
-            .await
-            .unwrap();
+        store.read(|tx| tx.query("SELECT id FROM event", params![])).await.unwrap();
     });
 }
 
@@ -144,20 +129,9 @@ fn wrong_types_are_refused_alike() {
     on_both(|store| async move {
         let sql =
             "INSERT INTO event (id, tenant_id, kind, data, created_us) VALUES ('e', 't', 'k', '{}', ?1)";
-        assert!(
-            store
-                .write(move |tx| tx.execute(sql, params!["text"]))
-                .await
-                .is_err()
-        );
-        store
-            .write(move |tx| tx.execute(sql, params![1i64]))
-            .await
-            .unwrap();
-        assert!(matches!(
-            store.write(move |tx| tx.execute(sql, params![1i64])).await,
-            Err(Error::Unique)
-        ));
+        assert!(store.write(move |tx| tx.execute(sql, params!["text"])).await.is_err());
+        store.write(move |tx| tx.execute(sql, params![1i64])).await.unwrap();
+        assert!(matches!(store.write(move |tx| tx.execute(sql, params![1i64])).await, Err(Error::Unique)));
     });
 }
 
@@ -170,12 +144,9 @@ fn reservations_never_exceed_a_host() {
         let tasks: Vec<_> = (0..30)
             .map(|_| {
                 let (store, id) = (store.clone(), host.id.clone());
-                tokio::spawn(async move {
-                    store
-                        .write(move |tx| host::reserve(tx, &id, 100, 10))
-                        .await
-                        .unwrap()
-                })
+                tokio::spawn(
+                    async move { store.write(move |tx| host::reserve(tx, &id, 100, 10)).await.unwrap() },
+                )
             })
             .collect();
         let mut granted = 0;
@@ -184,27 +155,13 @@ fn reservations_never_exceed_a_host() {
         }
         let id = host.id.clone();
         let row = store.read(move |tx| host::find(tx, &id)).await.unwrap().unwrap();
-        assert_eq!(
-            (granted, row.memory_reserved_mib, row.disk_reserved_mib),
-            (10, 1000, 100)
-        );
+        assert_eq!((granted, row.memory_reserved_mib, row.disk_reserved_mib), (10, 1000, 100));
         let id = host.id.clone();
-        store
-            .write(move |tx| host::adjust_reservation(tx, &id, -200, -20))
-            .await
-            .unwrap();
+        store.write(move |tx| host::adjust_reservation(tx, &id, -200, -20)).await.unwrap();
         let id = host.id.clone();
-        store
-            .write(move |tx| host::set_state(tx, &id, "cordoned"))
-            .await
-            .unwrap();
+        store.write(move |tx| host::set_state(tx, &id, "cordoned")).await.unwrap();
         let id = host.id.clone();
-        assert!(
-            !store
-                .write(move |tx| host::reserve(tx, &id, 100, 10))
-                .await
-                .unwrap()
-        );
+        assert!(!store.write(move |tx| host::reserve(tx, &id, 100, 10)).await.unwrap());
     });
 }
 
@@ -217,21 +174,12 @@ fn quotas_hold_under_concurrency_and_count_without_a_limit() {
             subject: "external_user",
             subject_id: "user_42".into(),
         };
-        let one = quota::Amount {
-            sandboxes: 1,
-            concurrent: 1,
-            vcpus: 1,
-            memory_mib: 256,
-            disk_mib: 1024,
-        };
+        let one = quota::Amount { sandboxes: 1, concurrent: 1, vcpus: 1, memory_mib: 256, disk_mib: 1024 };
         let reserve = |amount| {
             let (store, subject) = (store.clone(), subject.clone());
-            tokio::spawn(async move {
-                store
-                    .write(move |tx| quota::reserve(tx, &subject, amount))
-                    .await
-                    .unwrap()
-            })
+            tokio::spawn(
+                async move { store.write(move |tx| quota::reserve(tx, &subject, amount)).await.unwrap() },
+            )
         };
         assert!(reserve(one).await.unwrap());
         let limit = quota::Quota {
@@ -252,21 +200,11 @@ fn quotas_hold_under_concurrency_and_count_without_a_limit() {
             granted += i32::from(task.await.unwrap());
         }
         assert_eq!(granted, 4);
-        let back = quota::Amount {
-            sandboxes: -1,
-            ..quota::Amount::default()
-        };
+        let back = quota::Amount { sandboxes: -1, ..quota::Amount::default() };
         assert!(reserve(back).await.unwrap());
         assert!(reserve(one).await.unwrap());
-        let used = store
-            .read(move |tx| quota::find_use(tx, &subject))
-            .await
-            .unwrap()
-            .unwrap();
-        assert_eq!(
-            (used.sandboxes, used.concurrent, used.memory_mib),
-            (5, 6, 6 * 256)
-        );
+        let used = store.read(move |tx| quota::find_use(tx, &subject)).await.unwrap().unwrap();
+        assert_eq!((used.sandboxes, used.concurrent, used.memory_mib), (5, 6, 6 * 256));
     });
 }
 
@@ -287,10 +225,7 @@ fn one_idempotency_key_has_one_owner() {
                     created_us: now_us,
                     expires_us: now_us + 1000,
                 };
-                store
-                    .write(move |tx| idempotency::claim(tx, &row, now_us))
-                    .await
-                    .unwrap()
+                store.write(move |tx| idempotency::claim(tx, &row, now_us)).await.unwrap()
             })
         };
         let mut owners = 0;
@@ -298,30 +233,17 @@ fn one_idempotency_key_has_one_owner() {
             owners += u32::from(task.await.unwrap());
         }
         assert_eq!(owners, 1);
-        assert!(
-            !claim(30, b"other", NOW_US + 200).await.unwrap(),
-            "another request never takes over"
-        );
-        assert!(
-            claim(31, b"same", NOW_US + 200).await.unwrap(),
-            "the owner's time was over"
-        );
+        assert!(!claim(30, b"other", NOW_US + 200).await.unwrap(), "another request never takes over");
+        assert!(claim(31, b"same", NOW_US + 200).await.unwrap(), "the owner's time was over");
         let done = |owner: &'static str| {
             store.write(move |tx| idempotency::complete(tx, "ten_a", "k", owner, 201, b"{}"))
         };
         assert!(!done("o1").await.unwrap());
         assert!(done("o31").await.unwrap());
         assert!(!claim(32, b"same", NOW_US + 900).await.unwrap());
-        let row = store
-            .read(|tx| idempotency::find(tx, "ten_a", "k"))
-            .await
-            .unwrap()
-            .unwrap();
+        let row = store.read(|tx| idempotency::find(tx, "ten_a", "k")).await.unwrap().unwrap();
         assert_eq!((row.status, row.body), (Some(201), Some(b"{}".to_vec())));
-        assert!(
-            claim(33, b"other", NOW_US + 5000).await.unwrap(),
-            "an expired answer makes room"
-        );
+        assert!(claim(33, b"other", NOW_US + 5000).await.unwrap(), "an expired answer makes room");
     });
 }
 
@@ -337,26 +259,16 @@ fn slugs_are_unique_in_workspace_and_domain_until_destroyed() {
         let insert = |row: sandbox::Sandbox| store.write(move |tx| sandbox::insert(tx, &row));
         let first = with_slug(&owner, "a.example");
         assert!(insert(first.clone()).await.unwrap());
-        assert!(
-            !insert(with_slug(&owner, "b.example")).await.unwrap(),
-            "same workspace"
-        );
-        assert!(
-            !insert(with_slug(&stranger, "a.example")).await.unwrap(),
-            "same domain"
-        );
+        assert!(!insert(with_slug(&owner, "b.example")).await.unwrap(), "same workspace");
+        assert!(!insert(with_slug(&stranger, "a.example")).await.unwrap(), "same domain");
         assert!(insert(with_slug(&stranger, "b.example")).await.unwrap());
         let id = first.id.clone();
-        let generation = store
-            .write(move |tx| sandbox::set_desired(tx, &id, "destroyed", NOW_US + 1))
-            .await
-            .unwrap();
+        let generation =
+            store.write(move |tx| sandbox::set_desired(tx, &id, "destroyed", NOW_US + 1)).await.unwrap();
         assert_eq!(generation, Some(2));
         let id = first.id.clone();
-        let after = store
-            .write(move |tx| sandbox::set_desired(tx, &id, "running", NOW_US + 2))
-            .await
-            .unwrap();
+        let after =
+            store.write(move |tx| sandbox::set_desired(tx, &id, "running", NOW_US + 2)).await.unwrap();
         assert_eq!(after, None, "nothing follows destroyed");
         assert!(insert(with_slug(&owner, "a.example")).await.unwrap());
     });
@@ -370,16 +282,11 @@ fn lists_filter_exactly_and_page_completely() {
             let mut row = rows::sandbox(if n % 5 == 0 { &other } else { &owner });
             row.external_user_id = Some(if n % 2 == 0 { "user_42" } else { "User_42" }.into());
             row.tags = vec![format!("n{n}"), "all%".into()];
-            row.metadata
-                .insert("team".into(), serde_json::json!(format!("t{}", n % 3)));
+            row.metadata.insert("team".into(), serde_json::json!(format!("t{}", n % 3)));
             row.created_us = NOW_US + n / 4;
             rows::insert_sandbox(&store, &row).await;
         }
-        let base = sandbox::Filter {
-            tenant_id: owner.tenant.clone(),
-            limit: 3,
-            ..Default::default()
-        };
+        let base = sandbox::Filter { tenant_id: owner.tenant.clone(), limit: 3, ..Default::default() };
         let list = |filter: sandbox::Filter| {
             let store = store.clone();
             async move { store.read(move |tx| sandbox::list(tx, &filter)).await.unwrap() }
@@ -387,51 +294,26 @@ fn lists_filter_exactly_and_page_completely() {
         let mut seen = BTreeSet::new();
         let mut after = None;
         loop {
-            let page = list(sandbox::Filter {
-                after: after.clone(),
-                newest_first: true,
-                ..base.clone()
-            })
-            .await;
+            let page =
+                list(sandbox::Filter { after: after.clone(), newest_first: true, ..base.clone() }).await;
             let Some(last) = page.last() else { break };
             after = Some((last.created_us, last.id.clone()));
             seen.extend(page.iter().map(|row| row.id.clone()));
         }
         assert_eq!(seen.len(), 20);
-        let all = sandbox::Filter {
-            limit: 100,
-            ..base.clone()
-        };
-        let user = sandbox::Filter {
-            external_user_id: Some("user_42".into()),
-            ..all.clone()
-        };
-        assert!(
-            list(user)
-                .await
-                .iter()
-                .all(|row| row.external_user_id.as_deref() == Some("user_42"))
-        );
+        let all = sandbox::Filter { limit: 100, ..base.clone() };
+        let user = sandbox::Filter { external_user_id: Some("user_42".into()), ..all.clone() };
+        assert!(list(user).await.iter().all(|row| row.external_user_id.as_deref() == Some("user_42")));
         let tagged = |tags: &[&str]| sandbox::Filter {
             tags: tags.iter().map(|t| (*t).to_owned()).collect(),
             ..all.clone()
         };
         assert_eq!(list(tagged(&["n1", "all%"])).await.len(), 1, "n1 is not n11");
-        assert_eq!(
-            list(tagged(&["ALL%"])).await.len(),
-            0,
-            "matching is case-sensitive"
-        );
+        assert_eq!(list(tagged(&["ALL%"])).await.len(), 0, "matching is case-sensitive");
         assert_eq!(list(tagged(&["al%"])).await.len(), 0, "no wildcards from outside");
-        let team = sandbox::Filter {
-            metadata: [("team".into(), "t1".into())].into(),
-            ..all.clone()
-        };
+        let team = sandbox::Filter { metadata: [("team".into(), "t1".into())].into(), ..all.clone() };
         assert!(list(team).await.iter().all(|row| row.metadata["team"] == "t1"));
-        let counts = store
-            .read(move |tx| sandbox::count_by_state(tx, &all))
-            .await
-            .unwrap();
+        let counts = store.read(move |tx| sandbox::count_by_state(tx, &all)).await.unwrap();
         assert_eq!(counts["creating"], 20);
     });
 }
@@ -465,50 +347,22 @@ fn observations_only_go_forward_and_only_from_the_placement() {
                 destroyed_us: None,
             };
             let store = store.clone();
-            async move {
-                store
-                    .write(move |tx| sandbox::record_observed(tx, &seen, NOW_US))
-                    .await
-                    .unwrap()
-            }
+            async move { store.write(move |tx| sandbox::record_observed(tx, &seen, NOW_US)).await.unwrap() }
         };
         assert!(observe(&here.id, 1, 1, 0, "running", 10).await);
         assert!(!observe(&here.id, 1, 1, 0, "creating", 9).await, "older");
         assert!(!observe(&there.id, 1, 2, 0, "paused", 20).await, "another host");
-        assert!(
-            !observe(&here.id, 2, 2, 0, "paused", 20).await,
-            "another placement"
-        );
+        assert!(!observe(&here.id, 2, 2, 0, "paused", 20).await, "another placement");
         assert!(observe(&here.id, 1, 1, 3, "paused", 20).await);
-        assert!(
-            !observe(&here.id, 1, 1, 2, "running", 30).await,
-            "an earlier local transition"
-        );
+        assert!(!observe(&here.id, 1, 1, 2, "running", 30).await, "an earlier local transition");
         assert!(observe(&here.id, 1, 2, 0, "running", 30).await);
         let id = row.id.clone();
-        assert!(
-            !store
-                .write(move |tx| sandbox::adopt_local(tx, &id, 7, "paused", 4, NOW_US))
-                .await
-                .unwrap()
-        );
+        assert!(!store.write(move |tx| sandbox::adopt_local(tx, &id, 7, "paused", 4, NOW_US)).await.unwrap());
         let id = row.id.clone();
-        assert!(
-            store
-                .write(move |tx| sandbox::adopt_local(tx, &id, 1, "paused", 4, NOW_US))
-                .await
-                .unwrap()
-        );
+        assert!(store.write(move |tx| sandbox::adopt_local(tx, &id, 1, "paused", 4, NOW_US)).await.unwrap());
         let id = row.id.clone();
-        let row = store
-            .read(move |tx| sandbox::find_any(tx, &id))
-            .await
-            .unwrap()
-            .unwrap();
-        assert_eq!(
-            (row.generation, row.adopted_seq, row.desired_run.as_str()),
-            (2, 4, "paused")
-        );
+        let row = store.read(move |tx| sandbox::find_any(tx, &id)).await.unwrap().unwrap();
+        assert_eq!((row.generation, row.adopted_seq, row.desired_run.as_str()), (2, 4, "paused"));
     });
 }
 
@@ -540,10 +394,7 @@ fn a_delta_counts_once_and_sums_are_exact() {
         };
         for seq in [0, 60, 120, 180, 0, 60] {
             let (delta, sandbox) = (delta(seq), row.clone());
-            store
-                .write(move |tx| usage::ingest(tx, &delta, &sandbox))
-                .await
-                .unwrap();
+            store.write(move |tx| usage::ingest(tx, &delta, &sandbox)).await.unwrap();
         }
         let filter = usage::Filter {
             tenant_id: owner.tenant.clone(),
@@ -584,27 +435,15 @@ fn keys_stop_at_revocation_expiry_and_suspension() {
         store.write(move |tx| api_key::insert(tx, &key)).await.unwrap();
         let live = |now_us: i64| {
             let store = store.clone();
-            async move {
-                store
-                    .read(move |tx| api_key::find_live(tx, &[7; 32], now_us))
-                    .await
-                    .unwrap()
-                    .is_some()
-            }
+            async move { store.read(move |tx| api_key::find_live(tx, &[7; 32], now_us)).await.unwrap().is_some() }
         };
         assert!(live(NOW_US).await);
         assert!(!live(NOW_US + 10).await, "expired");
         let tenant = owner.tenant.clone();
-        store
-            .write(move |tx| tenant::set_state(tx, &tenant, "suspended"))
-            .await
-            .unwrap();
+        store.write(move |tx| tenant::set_state(tx, &tenant, "suspended")).await.unwrap();
         assert!(!live(NOW_US).await, "suspended");
         let tenant = owner.tenant.clone();
-        store
-            .write(move |tx| tenant::set_state(tx, &tenant, "active"))
-            .await
-            .unwrap();
+        store.write(move |tx| tenant::set_state(tx, &tenant, "active")).await.unwrap();
         let revoke = || {
             let tenant = owner.tenant.clone();
             store.write(move |tx| api_key::revoke(tx, &tenant, "key_a", NOW_US))
@@ -623,12 +462,7 @@ fn the_audit_log_filters_and_pages() {
                 id: format!("evt_{n:02}"),
                 tenant_id: "ten_a".into(),
                 time_us: NOW_US + n / 3,
-                action: if n % 2 == 0 {
-                    "sandbox.created"
-                } else {
-                    "secret.created"
-                }
-                .into(),
+                action: if n % 2 == 0 { "sandbox.created" } else { "secret.created" }.into(),
                 actor: "api_key:msk_live_abc".into(),
                 resource_type: "sandbox".into(),
                 resource_id: format!("sbx_{n}"),
@@ -652,37 +486,20 @@ fn the_audit_log_filters_and_pages() {
         let first = base.clone();
         let page = store.read(move |tx| audit_log::list(tx, &first)).await.unwrap();
         let last = page.last().unwrap();
-        let next = audit_log::Filter {
-            after: Some((last.time_us, last.id.clone())),
-            ..base.clone()
-        };
+        let next = audit_log::Filter { after: Some((last.time_us, last.id.clone())), ..base.clone() };
         let rest = store.read(move |tx| audit_log::list(tx, &next)).await.unwrap();
         assert_eq!(
             page.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(),
             ["evt_09", "evt_08", "evt_07", "evt_06"]
         );
         assert_eq!(rest[0].id, "evt_05");
-        let created = audit_log::Filter {
-            action: Some("sandbox.created".into()),
-            limit: 100,
-            ..base
-        };
-        assert_eq!(
-            store
-                .read(move |tx| audit_log::list(tx, &created))
-                .await
-                .unwrap()
-                .len(),
-            5
-        );
+        let created = audit_log::Filter { action: Some("sandbox.created".into()), limit: 100, ..base };
+        assert_eq!(store.read(move |tx| audit_log::list(tx, &created)).await.unwrap().len(), 5);
     });
 }
 
 #[test]
 fn settings_name_a_file_that_cannot_be_made() {
-    let error = Store::open(Settings::Sqlite {
-        path: "/nonexistent/roost/scheduler.db".into(),
-    })
-    .unwrap_err();
+    let error = Store::open(Settings::Sqlite { path: "/nonexistent/roost/scheduler.db".into() }).unwrap_err();
     assert_eq!(error.to_string(), "open the store: open the database file");
 }
