@@ -3,6 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, unreachable_pub)]
 
 mod engines;
+mod gate;
+mod join;
+mod leases;
+mod reports;
 mod rows;
 mod store;
 mod vault;
+mod world;
