@@ -137,3 +137,14 @@ pub fn overmount(source: &Path, target: &Path) -> Result<(), Error> {
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .map_err(|error| Error::Mount(target.display().to_string(), error))
 }
+
+/// Lays an empty writable layer over a directory: what is changed there from now on is kept in `layer` only.
+pub fn cover_directory(directory: &Path, layer: &Path) -> Result<(), Error> {
+    let (upper, work) = (layer.join("upper"), layer.join("work"));
+    for path in [&upper, &work] {
+        fs::create_dir_all(path).map_err(|error| Error::Make(path.clone(), error))?;
+    }
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", directory.display(), upper.display(), work.display());
+    ensure_mount("overlay", &directory.to_string_lossy(), "overlay", MsFlags::MS_NOSUID, &options)
+}

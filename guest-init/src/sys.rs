@@ -79,6 +79,12 @@ pub fn get_readable_bytes(fd: &impl AsFd) -> io::Result<usize> {
     Ok(count.max(0).unsigned_abs() as usize)
 }
 
+/// Lets a pipe hold more, if the kernel agrees.
+pub fn grow_pipe(fd: &impl AsFd, bytes: i32) {
+    // SAFETY: fcntl on a descriptor we hold; no memory is involved. A refusal leaves the pipe as it was.
+    unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETPIPE_SZ, bytes) };
+}
+
 pub fn set_nonblocking(fd: &impl AsFd) -> io::Result<()> {
     let raw = fd.as_fd().as_raw_fd();
     // SAFETY: fcntl on a descriptor we hold; no memory is involved.

@@ -1,18 +1,20 @@
 //! Makes programs of the guest trust the egress roots, without a byte of them on any disk.
 //!
-//! Owns the bundles on a tmpfs (the image's with the roots appended, and the roots alone), the mounts over the
-//! places programs look for certificates, and the environment variables for those that look elsewhere.
+//! Owns a tmpfs layer over the directories where the image keeps its bundle, the roots appended to the bundle there,
+//! a file with the roots alone, and the environment variables for programs that look elsewhere. The layer covers
+//! directories, not files, so that `update-ca-certificates` can replace the bundle as it always does.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::mount::{self, overmount};
+use crate::mount::{self, cover_directory};
 
 const DIRECTORY: &str = "/run/roost/trust";
-const BUNDLE: &str = "/run/roost/trust/bundle.pem";
 const ROOTS: &str = "/run/roost/trust/roots.pem";
+/// The bundle of an image that has none.
+const BUNDLE: &str = "/run/roost/trust/bundle.pem";
 const ROOTS_BYTES_MAX: usize = 256 << 10;
 
 /// Where distributions keep the bundle; those that exist in the image are covered.
@@ -61,45 +63,39 @@ pub enum Error {
 /// What is in force; nothing before the first roots came.
 #[derive(Debug, Default)]
 pub struct Trust {
-    image: Vec<u8>,
-    roots: Vec<u8>,
+    roots: String,
+    /// The bundles the roots were appended to; programs are pointed at the first.
+    bundles: Vec<PathBuf>,
 }
 
-pub fn check(roots: &[u8]) -> Result<(), Error> {
+/// The roots as text, if they are nothing but certificates.
+pub fn check(roots: &[u8]) -> Result<&str, Error> {
     let text = std::str::from_utf8(roots).map_err(|_| Error::Malformed)?;
     let begins = text.matches("-----BEGIN CERTIFICATE-----").count();
     let ends = text.matches("-----END CERTIFICATE-----").count();
     // A key here would be a grave mistake of the host; it must not become readable for everybody.
     let ok = text.is_empty()
         || begins > 0 && begins == ends && !text.contains("PRIVATE KEY") && roots.len() <= ROOTS_BYTES_MAX;
-    if ok { Ok(()) } else { Err(Error::Malformed) }
+    if ok { Ok(text) } else { Err(Error::Malformed) }
 }
 
 impl Trust {
     /// Puts the roots in force; none at all leaves the image's own trust.
     pub fn apply(&mut self, roots: &[u8]) -> Result<(), Error> {
-        check(roots)?;
+        let roots = check(roots)?;
         if self.roots == roots {
             return Ok(());
         }
-        let mounted = !self.roots.is_empty();
-        if !mounted {
-            self.image = read_image_bundle()?;
+        if self.bundles.is_empty() {
             fs::create_dir_all(DIRECTORY).map_err(|error| Error::Write(DIRECTORY.into(), error))?;
+            self.bundles = cover_bundles()?;
         }
-        let mut bundle = self.image.clone();
-        if !bundle.is_empty() && !bundle.ends_with(b"\n") {
-            bundle.push(b'\n');
+        write(Path::new(ROOTS), roots)?;
+        for bundle in &self.bundles {
+            let current = fs::read(bundle).map_err(|error| Error::Read(bundle.clone(), error))?;
+            write(bundle, &with_roots(&String::from_utf8_lossy(&current), &self.roots, roots))?;
         }
-        bundle.extend_from_slice(roots);
-        rewrite(Path::new(ROOTS), roots)?;
-        rewrite(Path::new(BUNDLE), &bundle)?;
-        if !mounted {
-            for place in existing_places() {
-                overmount(Path::new(BUNDLE), &place)?;
-            }
-        }
-        self.roots = roots.to_vec();
+        self.roots = roots.to_owned();
         Ok(())
     }
 
@@ -108,7 +104,8 @@ impl Trust {
         if self.roots.is_empty() {
             return BTreeMap::new();
         }
-        let replacing = REPLACING.iter().map(|name| (*name, BUNDLE));
+        let bundle = self.bundles.first().map_or_else(|| BUNDLE.into(), |bundle| bundle.to_string_lossy());
+        let replacing = REPLACING.iter().map(|name| (*name, bundle.as_ref()));
         let adding = ADDING.iter().map(|name| (*name, ROOTS));
         replacing
             .chain(adding)
@@ -118,22 +115,36 @@ impl Trust {
     }
 }
 
-/// In place, since the file is mounted elsewhere. The front of a bundle never changes, so a reader in between
-/// misses roots at worst.
-fn rewrite(path: &Path, contents: &[u8]) -> Result<(), Error> {
-    let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        file.write_all(contents)?;
-        file.set_len(contents.len() as u64)
-    };
-    write().map_err(|error| Error::Write(path.into(), error))
+/// A bundle with the old roots exchanged for the new ones. What programs of the guest put there stays.
+fn with_roots(bundle: &str, old: &str, new: &str) -> String {
+    let rest = if old.is_empty() { bundle.to_owned() } else { bundle.replace(old, "") };
+    let separator = if rest.is_empty() || rest.ends_with('\n') { "" } else { "\n" };
+    format!("{rest}{separator}{new}")
 }
 
-fn read_image_bundle() -> Result<Vec<u8>, Error> {
-    match existing_places().first() {
-        Some(place) => fs::read(place).map_err(|error| Error::Read(place.clone(), error)),
-        None => Ok(Vec::new()),
+/// As a whole: a program that reads meanwhile sees the old bundle or the new one.
+fn write(path: &Path, contents: &str) -> Result<(), Error> {
+    let temporary = path.with_extension("roost-new");
+    let written = fs::write(&temporary, contents).and_then(|()| fs::rename(&temporary, path));
+    written.map_err(|error| Error::Write(path.into(), error))
+}
+
+/// Covers the directories of all bundles of the image and returns the bundles.
+fn cover_bundles() -> Result<Vec<PathBuf>, Error> {
+    let mut bundles = existing_places();
+    let mut covered: Vec<&Path> = Vec::new();
+    for directory in bundles.iter().filter_map(|bundle| bundle.parent()) {
+        if !covered.contains(&directory) {
+            let layer = Path::new(DIRECTORY).join(format!("layer-{}", covered.len()));
+            cover_directory(directory, &layer)?;
+            covered.push(directory);
+        }
     }
+    if bundles.is_empty() {
+        write(Path::new(BUNDLE), "")?;
+        bundles.push(BUNDLE.into());
+    }
+    Ok(bundles)
 }
 
 /// Links resolved, each file once: two names of one file need one mount.
@@ -170,11 +181,21 @@ mod tests {
     #[test]
     fn replacing_variables_get_the_bundle_and_adding_ones_the_roots() {
         assert!(Trust::default().environment().is_empty());
-        let trust = Trust { image: Vec::new(), roots: ROOT.into() };
+        let bundle = "/etc/ssl/certs/ca-certificates.crt";
+        let trust = Trust { roots: ROOT.into(), bundles: vec![bundle.into()] };
         let environment = trust.environment();
-        assert_eq!(environment["SSL_CERT_FILE"], BUNDLE);
+        assert_eq!(environment["SSL_CERT_FILE"], bundle);
         assert_eq!(environment["NODE_EXTRA_CA_CERTS"], ROOTS);
         assert_eq!(environment["DENO_TLS_CA_STORE"], "system");
         assert_eq!(environment.len(), REPLACING.len() + ADDING.len() + SYSTEM.len());
+    }
+    #[test]
+    fn roots_are_exchanged_and_the_rest_of_a_bundle_stays() {
+        let other = ROOT.replace("AA", "BB");
+        let first = with_roots("image\n", "", ROOT);
+        assert_eq!(first, format!("image\n{ROOT}"));
+        let grown = format!("{first}added by the tenant");
+        assert_eq!(with_roots(&grown, ROOT, &other), format!("image\nadded by the tenant\n{other}"));
+        assert_eq!(with_roots("", "", ROOT), ROOT);
     }
 }

@@ -24,6 +24,8 @@ use spawn::{Program, Step};
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const ARGUMENTS_MAX: usize = 16_384;
 const ENVIRONMENT_MAX: usize = 4_096;
+/// So that a process that writes much is not switched away from for every 64 KiB.
+const STDOUT_PIPE_BYTES: i32 = 256 << 10;
 /// How much of a command is kept for the process list.
 const COMMAND_CHARS_MAX: usize = 1_024;
 
@@ -214,6 +216,7 @@ fn open_descriptors(start: &ExecStart) -> std::io::Result<([OwnedFd; 3], Pipes)>
     let (our_stderr, stderr) = pipe()?;
     sys::set_nonblocking(&our_stdout)?;
     sys::set_nonblocking(&our_stderr)?;
+    sys::grow_pipe(&our_stdout, STDOUT_PIPE_BYTES);
     let pipes = Pipes { stdin: our_stdin, stdout: our_stdout, stderr: Some(our_stderr), terminal: false };
     Ok(([stdin, stdout, stderr], pipes))
 }

@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use roost_proto::guest::{ExecOutput, exec_output::Output};
@@ -22,6 +22,10 @@ use crate::sys;
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Pipes of ended processes that are still read because background children hold them.
 const LINGERING_MAX: usize = 256;
+/// Output that comes in small pieces faster than this is gathered for `GATHER` between reads: each piece alone would
+/// cost a switch to us and back, and a message.
+const BUSY: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(1);
 /// How long a terminal may take to hand over its last output after its process ended.
 const TERMINAL_DRAIN: Duration = Duration::from_millis(250);
 
@@ -107,16 +111,23 @@ impl Channel {
 /// Reads `channel` into `sink` until its end, or until the process exited and what it left is read.
 pub async fn pump(channel: Channel, source: Source, sink: Sink, mut exit: ExitReceiver, terminal: bool) {
     let mut buffer = BytesMut::new();
+    let mut last: Option<Instant> = None;
     loop {
         let bytes = tokio::select! {
             biased;
             bytes = channel.read(&mut buffer) => bytes,
             _ = exit.wait_for(Option::is_some) => break,
         };
-        match bytes {
-            Some(bytes) => sink.deliver(source, bytes).await,
-            None => return,
+        let Some(bytes) = bytes else { return };
+        let busy = bytes.len() < MESSAGE_BYTES_MAX && last.is_some_and(|last| last.elapsed() < BUSY);
+        sink.deliver(source, bytes).await;
+        if busy {
+            tokio::select! {
+                _ = exit.wait_for(Option::is_some) => {}
+                () = tokio::time::sleep(GATHER) => {}
+            }
         }
+        last = Some(Instant::now());
     }
     if terminal {
         // The end of the session hangs the terminal up, so its end comes by itself, but not in the same instant.

@@ -103,13 +103,12 @@ extern "C" fn run_child(argument: *mut c_void) -> c_int {
 type Failed = (Step, c_int);
 
 fn checked(step: Step, result: libc::c_long) -> Result<(), Failed> {
-    // SAFETY: reads the errno of this thread, which is the suspended parent's.
-    if result < 0 {
-        let number = unsafe { *libc::__errno_location() };
-        Err((step, number))
-    } else {
-        Ok(())
+    if result >= 0 {
+        return Ok(());
     }
+    // SAFETY: reads the errno of this thread, which is the suspended parent's.
+    let number = unsafe { *libc::__errno_location() };
+    Err((step, number))
 }
 
 fn set_up_and_exec(child: &Child<'_>) -> Result<std::convert::Infallible, Failed> {
