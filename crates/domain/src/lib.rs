@@ -18,7 +18,6 @@ pub mod limits;
 pub mod placeholder;
 pub mod presets;
 pub mod preview_host;
-pub mod quota;
 pub mod resolver;
 pub mod slug;
 pub mod spec;

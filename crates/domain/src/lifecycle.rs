@@ -43,14 +43,6 @@ words!(State, "state" {
     Failed => "failed",
 });
 
-/// A change the table does not have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a {from} sandbox cannot become {to}")]
-pub struct Illegal {
-    pub from: State,
-    pub to: State,
-}
-
 impl State {
     /// The word tenants see.
     pub const fn public_text(self) -> &'static str {
@@ -103,11 +95,6 @@ impl State {
             _ => false,
         }
     }
-
-    /// The state after the change, or why it is refused.
-    pub const fn become_state(self, to: Self) -> Result<Self, Illegal> {
-        if self.may_become(to) { Ok(to) } else { Err(Illegal { from: self, to }) }
-    }
 }
 
 #[cfg(test)]
@@ -143,12 +130,6 @@ mod tests {
         for state in State::ALL {
             assert!(state.may_become(State::Destroying) || state.is_final(), "{state}");
         }
-    }
-
-    #[test]
-    fn a_refusal_names_both_states() {
-        let error = State::Destroyed.become_state(State::Running).unwrap_err();
-        assert_eq!(error.to_string(), "a destroyed sandbox cannot become running");
     }
 
     #[test]

@@ -98,11 +98,6 @@ impl fmt::Display for PreviewHost {
     }
 }
 
-/// The wildcard names a certificate for a preview domain must cover.
-pub fn wildcard_names(domain: &Host) -> [String; 2] {
-    [format!("*.{SANDBOX_LABEL}.{domain}"), format!("*.{PREVIEW_LABEL}.{domain}")]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
