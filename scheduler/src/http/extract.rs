@@ -108,6 +108,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    refuse_other_than_object(bytes)?;
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -115,6 +116,18 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     })?;
     deserializer.end().map_err(|error| refuse_json(".", &error))?;
     Ok(value)
+}
+
+/// Every body here is an object; serde would also take a list, as its fields in their order.
+fn refuse_other_than_object(bytes: &[u8]) -> Result<(), Failure> {
+    let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+    if first == Some(&b'{') {
+        return Ok(());
+    }
+    match serde_json::from_slice::<serde::de::IgnoredAny>(bytes) {
+        Ok(_) => Err(Error::invalid("body", "expected a JSON object").into()),
+        Err(error) => Err(refuse_json(".", &error)),
+    }
 }
 
 fn refuse_json(path: &str, error: &serde_json::Error) -> Failure {
@@ -205,6 +218,8 @@ mod tests {
         let failure = parse::<Body>(b"{}").unwrap_err();
         assert_eq!(failure.error().to_string(), "body: missing field `port`");
         assert!(matches!(parse::<Body>(b"{").unwrap_err().error(), Error::Malformed { .. }));
+        assert_eq!(parse::<Body>(b" [1]").unwrap_err().error().to_string(), "body: expected a JSON object");
+        assert!(matches!(parse::<Body>(b"[1").unwrap_err().error(), Error::Malformed { .. }));
         assert!(matches!(parse::<Body>(br#"{"port": 1} x"#).unwrap_err().error(), Error::Malformed { .. }));
     }
 }

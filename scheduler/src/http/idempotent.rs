@@ -54,24 +54,21 @@ where
             let task = tokio::spawn(request::within(request::current_id(), async move {
                 let done = work.await;
                 let is_final = done.as_ref().map_or_else(Failure::is_final, |_| true);
-                let answer = answer(done.unwrap_or_else(IntoResponse::into_response)).await;
+                let (parts, body) = done.unwrap_or_else(IntoResponse::into_response).into_parts();
+                let body = to_bytes(body, MAX_ANSWER_BYTES)
+                    .await
+                    .map_err(|source| Error::internal("keep an answer for its repeats", source))?;
+                let answer = Answer { status: parts.status.as_u16(), body: body.to_vec() };
                 ticket.finish(&app, &answer, is_final).await?;
-                Ok::<_, Error>(answer)
+                Ok::<_, Error>(Response::from_parts(parts, Body::from(body)))
             }));
             let done = task.await.map_err(|source| Error::internal("run an idempotent request", source))?;
-            Ok(response(done?))
+            Ok(done?)
         }
     }
 }
 
-async fn answer(response: Response) -> Answer {
-    let status = response.status().as_u16();
-    match to_bytes(response.into_body(), MAX_ANSWER_BYTES).await {
-        Ok(body) => Answer { status, body: body.to_vec() },
-        Err(_) => Answer { status: StatusCode::INTERNAL_SERVER_ERROR.as_u16(), body: Vec::new() },
-    }
-}
-
+/// What was answered before, once more.
 fn response(answer: Answer) -> Response {
     let mut response = Response::new(Body::from(answer.body));
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

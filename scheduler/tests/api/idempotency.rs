@@ -1,0 +1,81 @@
+//! `Idempotency-Key`: one effect, the same answer for everybody who asks with the key.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::world::{Answer, World};
+
+fn small(name: &str) -> Value {
+    json!({ "name": name, "cpu_count": 1, "memory_mb": 256, "disk_size_mb": 512 })
+}
+
+async fn create(world: &World, key: &str, path: &str, body: Value) -> Answer {
+    world.call_as(&world.key, "POST", path, Some(body), &[("idempotency-key", key)]).await
+}
+
+async fn count(world: &World) -> usize {
+    world.get("/sandboxes").await.data().as_array().unwrap().len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_calls_at_once_make_one_sandbox_and_get_one_answer() {
+    let world = Arc::new(World::start().await);
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let world = world.clone();
+            tokio::spawn(async move { create(&world, "k1", "/sandboxes?wait=20", small("one")).await })
+        })
+        .collect();
+    let mut ids = std::collections::BTreeSet::new();
+    let mut replayed = 0;
+    for call in calls {
+        let answer = call.await.unwrap().expect(201);
+        ids.insert(answer.data()["id"].as_str().unwrap().to_owned());
+        replayed += usize::from(answer.headers.contains_key("idempotent-replayed"));
+    }
+    assert_eq!((ids.len(), replayed, count(&world).await), (1, 19, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_request_under_the_same_key_is_refused() {
+    let world = World::start().await;
+    create(&world, "k1", "/sandboxes", small("one")).await.expect(202);
+    let other = create(&world, "k1", "/sandboxes", small("two")).await;
+    assert_eq!((other.status, other.code().as_str()), (409, "idempotency_key_reused"));
+    create(&world, "k2", "/sandboxes", small("two")).await.expect(202);
+    assert_eq!(count(&world).await, 2);
+    for key in ["", &"k".repeat(256)] {
+        assert_eq!(create(&world, key, "/sandboxes", small("x")).await.status, 422, "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_the_answer_but_a_lack_of_room_is_not() {
+    let world = World::with_memory(256).await;
+    let refused = create(&world, "k1", "/sandboxes", json!({ "size": "huge" })).await;
+    assert_eq!(refused.status, 422);
+    let id = world.sandbox_id().await;
+    let full = create(&world, "k2", "/sandboxes", small("two")).await;
+    assert_eq!((full.status, full.code().as_str()), (503, "capacity_unavailable"));
+    assert!(full.headers.contains_key("retry-after"));
+    world.delete(&format!("/sandboxes/{id}")).await.expect(202);
+    world.until(&format!("/sandboxes/{id}"), |answer| answer.data()["state"] == "destroyed").await;
+    let again = create(&world, "k2", "/sandboxes", small("two")).await.expect(202);
+    assert!(!again.headers.contains_key("idempotent-replayed"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_leaves_a_finished_answer() {
+    let world = Arc::new(World::start().await);
+    let gone = {
+        let world = world.clone();
+        tokio::spawn(async move { create(&world, "k1", "/sandboxes?wait=20", small("one")).await })
+    };
+    tokio::task::yield_now().await;
+    gone.abort();
+    let _ = gone.await;
+    let answer = create(&world, "k1", "/sandboxes?wait=20", small("one")).await.expect(201);
+    assert_eq!(answer.data()["state"], "running");
+    assert_eq!(count(&world).await, 1);
+}

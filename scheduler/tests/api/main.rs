@@ -1,0 +1,19 @@
+//! The tenant API over a real SQLite store and a host that is not there: its two gRPC services answer from this
+//! process, over the fleet's own mutual TLS, and run commands in a directory.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, unreachable_pub)]
+
+mod bad_input;
+mod conform;
+mod guest;
+mod host;
+mod idempotency;
+mod previews;
+mod quota;
+mod sandboxes;
+mod sdk;
+mod secrets;
+mod tenancy;
+mod tour;
+mod usage;
+mod world;
