@@ -1,5 +1,6 @@
 //! A guest's init that answers: enough of the protocol to see what the gateway does with it.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,10 +9,13 @@ use bytes::Bytes;
 use futures::Stream;
 use roost_proto::guest::guest_server::{Guest, GuestServer};
 use roost_proto::guest::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
+
+use super::app::App;
 
 type Reply<T> = Result<Response<T>, Status>;
 type Outputs<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -32,9 +36,15 @@ pub(crate) struct Seen {
 #[derive(Clone, Default)]
 pub(crate) struct FakeGuest {
     pub(crate) seen: Arc<Mutex<Seen>>,
+    loopback: Arc<Mutex<HashMap<u32, App>>>,
 }
 
 impl FakeGuest {
+    /// Has an application behind a port of the guest's loopback.
+    pub(crate) fn forward_to(&self, port: u32, app: App) {
+        self.loopback.lock().unwrap().insert(port, app);
+    }
+
     pub(crate) fn serve(&self, listener: TcpListener) -> tokio::task::JoinHandle<()> {
         let service = GuestServer::new(self.clone());
         tokio::spawn(async move {
@@ -220,7 +230,40 @@ impl Guest for FakeGuest {
 
     type ForwardStream = Outputs<ForwardFrame>;
 
-    async fn forward(&self, _: Request<Streaming<ForwardFrame>>) -> Reply<Self::ForwardStream> {
-        Err(Status::unimplemented("forward"))
+    /// To an application that was set up for the port, in place of the guest's loopback.
+    async fn forward(&self, request: Request<Streaming<ForwardFrame>>) -> Reply<Self::ForwardStream> {
+        use forward_frame::Frame;
+        self.check(&request)?;
+        let mut input = request.into_inner();
+        let first = input.next().await.transpose()?.and_then(|frame| frame.frame);
+        let Some(Frame::Open(ForwardOpen { port })) = first else {
+            return Err(Status::invalid_argument("open first"));
+        };
+        let Some(app) = self.loopback.lock().unwrap().get(&port).cloned() else {
+            return Err(Status::unavailable("nothing listens"));
+        };
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(app.serve_connection(far));
+        let (mut read, mut write) = tokio::io::split(near);
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let frame = |frame| Ok(ForwardFrame { frame: Some(frame) });
+        sender.send(frame(Frame::Opened(true))).await.unwrap();
+        tokio::spawn(async move {
+            while let Some(Ok(ForwardFrame { frame: Some(Frame::Data(data)) })) = input.next().await {
+                write.write_all(&data).await.unwrap();
+            }
+            let _ = write.shutdown().await;
+        });
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 32 * 1024];
+            while let Ok(count @ 1..) = read.read(&mut buffer).await {
+                let data = Bytes::copy_from_slice(&buffer[..count]);
+                if sender.send(frame(Frame::Data(data))).await.is_err() {
+                    return;
+                }
+            }
+            let _ = sender.send(frame(Frame::CloseWrite(true))).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }

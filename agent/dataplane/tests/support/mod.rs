@@ -9,10 +9,13 @@
 )]
 
 pub(crate) mod agent;
+pub(crate) mod app;
+pub(crate) mod browser;
 pub(crate) mod fleet;
 pub(crate) mod guest;
 pub(crate) mod namespace;
 pub(crate) mod process;
+pub(crate) mod scheduler;
 
 use std::time::{Duration, Instant};
 
