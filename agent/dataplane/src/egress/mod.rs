@@ -19,6 +19,7 @@ mod listener;
 pub mod policy;
 mod relay;
 mod run;
+mod scheduler;
 mod settings;
 mod stream;
 mod tls;

@@ -6,8 +6,11 @@ use roost_daemon::health::{self, Health, Registry};
 use roost_daemon::packet;
 use roost_daemon::shutdown::{self, DRAIN_DEADLINE, Drained, Shutdown};
 
-use super::credentials::NoScheduler;
+use super::credentials::{Leases, NoScheduler};
+use super::scheduler::Scheduler;
 use super::{Egress, system_connector};
+use crate::control::Role;
+use crate::identity::{self, Identity};
 use crate::{config, control};
 
 /// Only the agent, which is root, and the process itself open the control socket.
@@ -23,6 +26,8 @@ pub enum Error {
     Health(#[from] health::Error),
     #[error("own directory")]
     Open(#[from] super::Error),
+    #[error("identity in the fleet")]
+    Identity(#[from] identity::Error),
 }
 
 /// Serves until SIGTERM, then drains.
@@ -31,7 +36,18 @@ pub async fn run(process: config::Settings) -> Result<(), Error> {
     let health = Health::new();
     let ready = health.check("control");
     let (notices, notice_queue) = control::notices();
-    let egress = Arc::new(open(&process)?);
+    let scheduler = find_scheduler(&process)?;
+    let leases: Arc<dyn Leases> = match &scheduler {
+        Some(scheduler) => scheduler.clone(),
+        None => Arc::new(NoScheduler),
+    };
+    let settings = process.egress.clone().unwrap_or_default();
+    let egress = Arc::new(Egress::open(settings, &process.process.directory, leases, system_connector)?);
+    if let Some(scheduler) = scheduler {
+        tokio::spawn(scheduler.clone().keep_connected());
+        tokio::spawn(scheduler.clone().ship_audit(Arc::clone(&egress)));
+        tokio::spawn(scheduler.follow(Arc::clone(&egress)));
+    }
 
     if let Some(address) = &process.health {
         let listener = health::bind(address).await?;
@@ -56,7 +72,10 @@ pub async fn run(process: config::Settings) -> Result<(), Error> {
     Ok(())
 }
 
-fn open(process: &config::Settings) -> Result<Egress, super::Error> {
-    let settings = process.egress.clone().unwrap_or_default();
-    Egress::open(settings, &process.process.directory, Arc::new(NoScheduler), system_connector)
+/// The scheduler, if the host has one: asked under this process's own certificate.
+fn find_scheduler(process: &config::Settings) -> Result<Option<Arc<Scheduler>>, identity::Error> {
+    let Some(scheduler) = &process.scheduler else { return Ok(None) };
+    let identity = Identity::open(&process.process.directory, Role::Egress)?;
+    tokio::spawn(identity.clone().keep_current());
+    Ok(Some(Scheduler::new(identity, scheduler.address.clone())))
 }
