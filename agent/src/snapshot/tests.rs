@@ -80,7 +80,10 @@ fn write_snapshot(snapshots: &Snapshots, memory: &Plain) -> Manifest {
 
 proptest! {
     #[test]
-    fn memory_comes_back_as_it_was(pages in 1usize..600, written in prop::collection::vec((0usize..600, 1u8..), 0..40)) {
+    fn memory_comes_back_as_it_was(
+        pages in 1usize..600,
+        written in prop::collection::vec((0usize..600, 1u8..), 0..40),
+    ) {
         let memory = Plain::with_pages(pages, &written);
         let mut file = Vec::new();
         let saved = ram::write(&memory, &mut file).expect("written");
