@@ -60,7 +60,7 @@ impl Fleet {
                 let change = tokio::select! {
                     () = fleet.shared.stop.cancelled() => return,
                     () = sender.closed() => return,
-                    _ = beat.tick() => Ok(Some(fleet.lease_change(vec![], vec![], true))),
+                    _ = beat.tick() => Ok(Some(fleet.lease_change(vec![], true))),
                     news = news.next() => fleet.leases_over(&host_id, &news).await,
                 };
                 match change {
@@ -81,8 +81,8 @@ impl Fleet {
         receiver
     }
 
-    /// Executions of this host whose leases may have changed. Any change within a tenant ends them all: a new secret
-    /// may win over one that is held, and a lease is cheap to ask for.
+    /// Executions of this host whose leases are over. Any change within a tenant ends all of them, whatever secret it
+    /// was about: a new one may win over one that is held, and a lease is cheap to ask for.
     async fn leases_over(
         &self,
         host_id: &str,
@@ -95,27 +95,19 @@ impl Fleet {
         let id = host_id.to_owned();
         let placed = self.shared.store.read(move |tx| sandbox::list_placed(tx, &id)).await?;
         let concerns = |row: &Sandbox| {
-            news.everything
-                || news.tenants.contains(&row.tenant_id)
-                || news.secrets.iter().any(|(tenant, _)| *tenant == row.tenant_id)
+            news.everything || news.tenants.contains(&row.tenant_id) || news.secrets.contains(&row.tenant_id)
         };
         let executions: Vec<String> =
             placed.into_iter().filter(|row| concerns(row)).filter_map(|row| row.execution_id).collect();
         if executions.is_empty() {
             return Ok(None);
         }
-        let secret_ids = news.secrets.iter().map(|(_, id)| id.clone()).collect();
-        Ok(Some(self.lease_change(executions, secret_ids, false)))
+        Ok(Some(self.lease_change(executions, false)))
     }
 
-    fn lease_change(
-        &self,
-        executions: Vec<String>,
-        secret_ids: Vec<String>,
-        heartbeat: bool,
-    ) -> proto::LeaseChange {
+    fn lease_change(&self, executions: Vec<String>, heartbeat: bool) -> proto::LeaseChange {
         let version = u64::try_from(self.now_us()).unwrap_or(0);
-        proto::LeaseChange { version, executions, secret_ids, heartbeat }
+        proto::LeaseChange { version, executions, secret_ids: vec![], heartbeat }
     }
 }
 

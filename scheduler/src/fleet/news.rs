@@ -25,8 +25,8 @@ const WAITING_MAX: usize = 64;
 pub(super) struct News {
     /// Too much to list: everything may have changed.
     pub(super) everything: bool,
-    /// Secrets, with the tenants they belong to.
-    pub(super) secrets: Vec<(String, String)>,
+    /// Tenants of which a secret or a binding changed.
+    pub(super) secrets: HashSet<String>,
     /// Sandboxes whose row or previews changed.
     pub(super) sandboxes: HashSet<String>,
     /// Tenants whose settings changed.
@@ -135,7 +135,7 @@ impl Seen {
         let mut news = News { everything, ..News::default() };
         for row in secrets {
             if self.is_new(&row.id, row.updated_us) {
-                news.secrets.push((row.tenant_id, row.id));
+                news.secrets.insert(row.tenant_id);
             }
         }
         for (id, updated_us) in sandboxes {

@@ -209,7 +209,8 @@ fn rewrite(sql: &str) -> String {
 
 /// True if the transaction lost against another and may simply run again.
 pub(super) fn is_lost(source: &postgres::Error) -> bool {
-    matches!(source.code(), Some(code) if *code == SqlState::T_R_SERIALIZATION_FAILURE || *code == SqlState::T_R_DEADLOCK_DETECTED)
+    let lost = [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED];
+    source.code().is_some_and(|code| lost.contains(code))
 }
 
 fn error(source: postgres::Error) -> Error {

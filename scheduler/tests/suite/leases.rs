@@ -136,7 +136,7 @@ async fn a_disabled_secret_is_told_within_the_bound() {
     };
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
     assert_eq!(told.executions, [scene.sandbox.execution_id.clone().unwrap()]);
-    assert_eq!(told.secret_ids, std::slice::from_ref(&scene.secret_id));
+    assert!(told.secret_ids.is_empty(), "all of them: another secret may win now");
     let reply = egress.resolve(scene.question()).await.unwrap().into_inner();
     assert!(matches!(reply.resolutions[0].outcome, Some(proto::resolution::Outcome::None(_))), "{reply:?}");
 }

@@ -6,6 +6,8 @@ mod engines;
 mod gate;
 mod join;
 mod leases;
+mod operator;
+mod pace;
 mod reports;
 mod rows;
 mod store;
