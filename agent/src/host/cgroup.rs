@@ -342,4 +342,45 @@ mod tests {
         assert_eq!(field(text, "shmem"), Some(12));
         assert_eq!(field(text, "file"), None);
     }
+
+    /// The unified hierarchy, wherever it is mounted beside or instead of the old ones.
+    fn unified_root() -> PathBuf {
+        let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
+        let found = roots.into_iter().find(|root| root.join("cgroup.procs").exists());
+        found.expect("this test needs a mounted cgroup2 file system and root")
+    }
+
+    #[test]
+    fn a_process_is_born_into_a_group_of_the_unified_hierarchy() {
+        let path = format!("t{}born", std::process::id());
+        let dir = unified_root().join(&path);
+        fs::create_dir(&dir).expect("made, as root");
+        let group = Cgroup {
+            path: path.clone(),
+            unified: true,
+            memory_dir: dir.clone(),
+            cpu_dir: dir.clone(),
+            dirs: BTreeSet::from([dir.clone()]),
+        };
+        let scratch = tempfile::tempdir().expect("a directory");
+        let program = Path::new("/bin/sleep").canonicalize().expect("a program");
+        let process = crate::host::spawn::spawn(crate::host::spawn::Spawn {
+            program: &program,
+            arguments: &["60".to_owned()],
+            descriptors: Vec::new(),
+            stderr: File::options().write(true).open("/dev/null").expect("opened").into(),
+            uid: 61_130,
+            cgroup: &group,
+            jail_dir: &scratch.path().join("jail"),
+            kvm: false,
+        });
+        let process = process.expect("started");
+        let inside = group.processes().expect("listed");
+        let used = fs::read_to_string(dir.join("cpu.stat")).expect("read");
+        group.kill().expect("ended");
+        process.wait_blocking().expect("reaped");
+        fs::remove_dir(&dir).expect("removed");
+        assert_eq!(inside, [process.pid()]);
+        assert!(field(&used, "usage_usec").is_some_and(|used| used > 0), "{used}");
+    }
 }

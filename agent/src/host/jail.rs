@@ -16,6 +16,8 @@ use std::ptr;
 
 /// Where programs and what they load lie. Those that are symbolic links on the host are links in there too.
 const PROGRAM_DIRS: [&str; 6] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"];
+/// Where libraries are: without it, finding those of QEMU takes longer than all else before its first instruction.
+const LIBRARY_CACHE: &str = "/etc/ld.so.cache";
 /// Devices, all made anew: name, major, minor.
 const DEVICES: [(&CStr, u32, u32); 4] =
     [(c"dev/null", 1, 3), (c"dev/zero", 1, 5), (c"dev/random", 1, 8), (c"dev/urandom", 1, 9)];
@@ -27,6 +29,7 @@ enum Entry {
     Link { target: CString, name: CString },
     Dir { name: CString },
     Bind { source: CString, name: CString },
+    BindFile { source: CString, name: CString },
 }
 
 /// What to build, with every string the new process needs.
@@ -79,6 +82,11 @@ impl Jail {
                 name: inside(source)?,
             });
         }
+        if Path::new(LIBRARY_CACHE).is_file() {
+            entries.push(Entry::Dir { name: c_string(b"etc")? });
+            let (source, name) = (c_string(LIBRARY_CACHE.as_bytes())?, inside(Path::new(LIBRARY_CACHE))?);
+            entries.push(Entry::BindFile { source, name });
+        }
         Ok(Self { mount_point: c_string(mount_point.as_os_str().as_bytes())?, entries, kvm, uid })
     }
 
@@ -130,10 +138,10 @@ impl Jail {
                     Err(libc::EEXIST) => Ok(()),
                     other => other,
                 },
-                Entry::Bind { source, name } => {
-                    mount(Some(source), name, None, libc::MS_BIND, None)?;
-                    let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY;
-                    mount(None, name, None, flags | libc::MS_NOSUID | libc::MS_NODEV, None)
+                Entry::Bind { source, name } => bind_read_only(source, name),
+                Entry::BindFile { source, name } => {
+                    check(libc::mknod(name.as_ptr(), libc::S_IFREG | 0o444, 0))?;
+                    bind_read_only(source, name)
                 }
             }
         }
@@ -162,6 +170,17 @@ unsafe fn mount(
     check(unsafe {
         libc::mount(pointer(source), target.as_ptr(), pointer(kind), flags, pointer(options).cast())
     })
+}
+
+/// # Safety
+/// As for [`Jail::enter`].
+unsafe fn bind_read_only(source: &CStr, target: &CStr) -> Result<(), i32> {
+    let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
+    // SAFETY: both are NUL-terminated strings that live longer than this call.
+    unsafe {
+        mount(Some(source), target, None, libc::MS_BIND, None)?;
+        mount(None, target, None, flags, None)
+    }
 }
 
 /// # Safety

@@ -36,7 +36,7 @@ pub fn run<A: AsRef<OsStr>>(
     input: &[u8],
     deadline: Duration,
 ) -> Result<Vec<u8>, Error> {
-    #[allow(clippy::disallowed_methods)]
+    #[expect(clippy::disallowed_methods, reason = "the place that starts host tools")]
     let mut child = Command::new(tool)
         .args(arguments)
         .env_clear()

@@ -4,7 +4,8 @@
 //! directories of their own; the agent carries requests and certificates between them and the scheduler, never a
 //! key — but for the development preview certificate, which the scheduler hands out whole.
 
-use std::os::unix::fs::chown;
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use crate::sandbox::live::EGRESS_ROOTS_FILE;
 pub(super) const SCHEDULER_NAME: &str = "scheduler.roost.internal";
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 const HOST_ID: &str = "host_id";
+const REQUEST_MAX_BYTES: u64 = 64 * 1024;
 
 /// A joined host.
 #[derive(Clone)]
@@ -108,9 +110,20 @@ fn requests(dir: &Path, settings: &config::Scheduler) -> [Request; 4] {
     ]
 }
 
+/// Reads a request out of another user's directory: only a plain file of a sane size, never where a link leads.
 fn read_request(request: &Request) -> Result<Vec<u8>, Error> {
-    std::fs::read(&request.request)
-        .map_err(|_| Error::NoRequest { role: request.role, path: request.request.clone() })
+    let absent = || Error::NoRequest { role: request.role, path: request.request.clone() };
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let opened = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(&request.request);
+    let opened = opened.map_err(|_| absent())?;
+    let found = opened.metadata().map_err(failed("looking at", &request.request))?;
+    if !found.is_file() || found.len() > REQUEST_MAX_BYTES {
+        return Err(absent());
+    }
+    let mut contents = Vec::new();
+    let read = opened.take(REQUEST_MAX_BYTES).read_to_end(&mut contents);
+    read.map_err(failed("reading", &request.request))?;
+    Ok(contents)
 }
 
 fn ensure_own_key(dir: &Path) -> Result<(), Error> {
@@ -121,7 +134,7 @@ fn ensure_own_key(dir: &Path) -> Result<(), Error> {
     }
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let request = CertificateParams::default().serialize_request(&key)?;
-    write_private(&key_file, key.serialize_pem().as_bytes(), None)?;
+    write(&key_file, key.serialize_pem().as_bytes())?;
     write(&request_file, request.pem()?.as_bytes())
 }
 
@@ -186,7 +199,7 @@ fn place_preview(settings: &config::Scheduler, reply: &JoinReply) -> Result<(), 
     if reply.preview_chain_pem.is_empty() {
         return Ok(());
     }
-    write_private(&settings.edge_dir.join("preview.key"), &reply.preview_key_pem, Some(&settings.edge_dir))?;
+    write(&settings.edge_dir.join("preview.key"), &reply.preview_key_pem)?;
     write(&settings.edge_dir.join("preview.pem"), &reply.preview_chain_pem)
 }
 
@@ -219,25 +232,20 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path).map_err(failed(what, path))
 }
 
+/// Places a file for the owner of its directory alone. The directories are other users' as well, who may have put
+/// anything under any name there: nothing that is there is written to, and only what was made here is given away.
 fn write(path: &Path, contents: &[u8]) -> Result<(), Error> {
-    file::write_atomically(path, contents)
-        .map_err(|error| failed("writing", path)(std::io::Error::other(error)))
-}
-
-/// Readable by its owner alone; with `like`, given to the owner of that directory.
-fn write_private(path: &Path, contents: &[u8], like: Option<&Path>) -> Result<(), Error> {
-    use std::io::Write;
-    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-    let unfinished = path.with_extension(format!("key{}", file::UNFINISHED));
-    let begun =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished);
-    let mut private = begun.map_err(failed("making", &unfinished))?;
-    private.write_all(contents).and_then(|()| private.sync_all()).map_err(failed("writing", &unfinished))?;
-    if let Some(dir) = like {
-        let owner = std::fs::metadata(dir).map_err(failed("looking at", dir))?;
-        chown(&unfinished, Some(owner.uid()), Some(owner.gid()))
-            .map_err(failed("giving away", &unfinished))?;
-    }
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let owner = std::fs::metadata(dir).map_err(failed("looking at", dir))?;
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(file::UNFINISHED);
+    let unfinished = PathBuf::from(unfinished);
+    file::remove_if_there(&unfinished)
+        .map_err(|error| failed("clearing", &unfinished)(std::io::Error::other(error)))?;
+    let begun = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished);
+    let mut begun = begun.map_err(failed("making", &unfinished))?;
+    begun.write_all(contents).and_then(|()| begun.sync_all()).map_err(failed("writing", &unfinished))?;
+    fchown(&begun, Some(owner.uid()), Some(owner.gid())).map_err(failed("giving away", &unfinished))?;
     std::fs::rename(&unfinished, path).map_err(failed("placing", path))
 }
 
@@ -269,13 +277,32 @@ mod tests {
     }
 
     #[test]
-    fn a_private_file_is_for_its_owner_alone() {
-        use std::os::unix::fs::PermissionsExt;
+    fn a_file_is_for_the_owner_of_its_directory_alone() {
+        use std::os::unix::fs::{PermissionsExt, chown};
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("agent.key");
-        write_private(&path, b"key", None).unwrap();
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        chown(folder.path(), Some(60_600), Some(60_600)).expect("this test runs as root");
+        let path = folder.path().join("egress.pem");
+        write(&path, b"certificate").unwrap();
+        let found = std::fs::metadata(&path).unwrap();
+        assert_eq!((found.permissions().mode() & 0o777, found.uid(), found.gid()), (0o600, 60_600, 60_600));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn links_planted_by_a_data_plane_process_lead_nowhere() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let precious = folder.path().join("precious");
+        std::fs::write(&precious, b"untouched").unwrap();
+        let path = folder.path().join("egress.pem");
+        symlink(&precious, folder.path().join("egress.pem.unfinished")).unwrap();
+        symlink(&precious, &path).unwrap();
+        write(&path, b"certificate").unwrap();
+        assert_eq!(std::fs::read(&precious).unwrap(), b"untouched");
+        assert_eq!(std::fs::read(&path).unwrap(), b"certificate");
+        symlink(&precious, folder.path().join("egress.csr")).unwrap();
+        let request =
+            Request { role: "egress", request: folder.path().join("egress.csr"), certificate: path };
+        assert!(matches!(read_request(&request), Err(Error::NoRequest { .. })));
     }
 }

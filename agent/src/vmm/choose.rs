@@ -189,7 +189,7 @@ async fn await_proof(vm: &dyn Vm) -> Result<(), String> {
     while Instant::now() < end {
         match vm.observe().await.map_err(|error| describe(&error))? {
             Observed::Running => {}
-            Observed::Paused => return Err("the VMM stopped the guest".to_owned()),
+            Observed::Paused | Observed::Stalled => return Err("the VMM stopped the guest".to_owned()),
             Observed::Gone(how) => return Err(format!("the VMM ended: {how:?}")),
         }
         let console = vm.console(64 * 1024).await.map_err(|error| describe(&error))?;

@@ -79,6 +79,8 @@ pub struct Launched {
 pub enum Observed {
     Running,
     Paused,
+    /// A write to its disk found the host's file system full. [`Vm::cont`] makes it try again.
+    Stalled,
     Gone(End),
 }
 

@@ -64,7 +64,7 @@ fn nothing_inside_can_reach_out() {
     // A documentation address: refused for want of a route, before anything is sent.
     let dial = || {
         let target = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 80));
-        #[allow(clippy::disallowed_methods)]
+        #[expect(clippy::disallowed_methods, reason = "a test dials its own namespace")]
         TcpStream::connect_timeout(&target, Duration::from_secs(2)).map(|_| ()).map_err(|error| error.kind())
     };
     assert_eq!(netns.run(dial).expect("inside"), Err(ErrorKind::NetworkUnreachable));
@@ -147,7 +147,7 @@ impl Drop for Wire {
     }
 }
 
-#[allow(clippy::disallowed_methods)]
+#[expect(clippy::disallowed_methods, reason = "a test dials its own namespace")]
 fn dial(target: SocketAddr) -> std::io::Result<TcpStream> {
     TcpStream::connect_timeout(&target, Duration::from_secs(5))
 }
@@ -218,7 +218,7 @@ fn a_dial_socket_reaches_the_guest_and_can_be_used_again() {
     for round in 0..3 {
         let socket = socket2::Socket::from(dialer.try_clone().expect("copied"));
         socket.set_nonblocking(false).expect("set");
-        #[allow(clippy::disallowed_methods)]
+        #[expect(clippy::disallowed_methods, reason = "a test dials its own namespace")]
         socket.connect(&target.into()).unwrap_or_else(|error| panic!("round {round}: {error}"));
         let (accepted, peer) = server.accept().expect("accepted");
         assert_eq!(peer.ip(), Ipv4Addr::new(10, 0, 0, 1), "it comes from the gateway");

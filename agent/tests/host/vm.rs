@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -61,7 +61,7 @@ impl Host {
             let dialled = tokio::task::spawn_blocking(move || {
                 let socket = socket2::Socket::from(socket);
                 let target: SocketAddr = "10.0.0.2:1021".parse().expect("an address");
-                #[allow(clippy::disallowed_methods)]
+                #[expect(clippy::disallowed_methods, reason = "a test dials its own namespace")]
                 socket.connect_timeout(&target.into(), Duration::from_millis(50))
             });
             if dialled.await.expect("joined").is_ok() {
@@ -210,6 +210,9 @@ async fn a_running_guest_is_taken_over() {
     host.answers(1).await;
     vm.stop().await.expect("stopped");
     vm.save(&host.snapshots, SnapshotId::from_ulid(Ulid::from(1))).await.expect("saved");
+    // A parent that was saved to be forked goes on.
+    vm.cont().await.expect("running");
+    host.answers(1).await;
     let waiting = tokio::spawn({
         let vm = Arc::clone(&vm);
         async move { vm.wait_exit().await }
@@ -259,4 +262,47 @@ async fn a_guest_that_reboots_is_gone_and_says_so() {
     let end = tokio::time::timeout(DEADLINE, vm.wait_exit()).await.expect("it ends by itself");
     assert_eq!(end, End::GuestReset);
     assert_eq!(vm.observe().await.expect("asked"), Observed::Gone(End::GuestReset));
+}
+
+/// A file system of its own, so small that it can be filled.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Self {
+        std::fs::create_dir_all(&at).expect("made");
+        let none = None::<&str>;
+        nix::mount::mount(none, &at, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=24m"))
+            .expect("mounted");
+        Self(at)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_host_holds_the_guest_until_there_is_room() {
+    let host = Host::new("full").await;
+    let small = SmallDisk::mount(host.scratch.dir.join("small"));
+    let mut spec = host.spec(1);
+    let disk = small.0.join("disk");
+    file::copy_sparse(&spec.disk, &disk).expect("copied");
+    spec.disk = disk;
+    let ballast = small.0.join("ballast");
+    file::ensure_ballast(&ballast, file::space(&small.0).expect("measured").available_bytes).expect("filled");
+    let Launched { vm, .. } = host.qemu.launch(spec).await.expect("launched");
+    vm.cont().await.expect("running");
+    let end = Instant::now() + DEADLINE;
+    while vm.observe().await.expect("asked") != Observed::Stalled {
+        assert!(Instant::now() < end, "the guest writes to its disk and is held");
+        tokio::task::yield_now().await;
+    }
+    assert!(file::release_ballast(&ballast).expect("released"));
+    vm.cont().await.expect("running");
+    host.answers(1).await;
+    assert_eq!(vm.observe().await.expect("asked"), Observed::Running);
+    vm.kill().await.expect("ended");
 }

@@ -1,6 +1,5 @@
 //! Bytes that are not looked into: opaque TCP, and TLS of hosts on the bypass list. Policy and audit still hold.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -23,34 +22,47 @@ const BUFFER_BYTES: usize = 32 * 1024;
 #[derive(Debug)]
 pub(crate) struct Relayed {
     upstream: TcpStream,
-    row: Row,
+    row: TunnelRow,
 }
 
+/// The open row of a tunnel: completes with what was counted, when the tunnel ends or its execution does.
 #[derive(Debug)]
-struct Row {
+pub(crate) struct TunnelRow {
     pending: Option<Pending>,
-    address: SocketAddr,
-    rule_id: Option<String>,
-    /// Read is from the guest, written to it.
+    /// The outcome but for the bytes.
+    outcome: Option<Outcome>,
     counters: Arc<Counters>,
 }
 
-impl Row {
-    fn finish(&mut self, detail: Option<String>) {
+impl TunnelRow {
+    pub(crate) fn new(pending: Pending, outcome: Outcome) -> Self {
+        Self { pending: Some(pending), outcome: Some(outcome), counters: Arc::default() }
+    }
+
+    /// What the guest's end is counted with.
+    pub(crate) fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    pub(crate) fn finish(&mut self, detail: Option<String>) {
+        if let (Some(pending), Some(mut outcome)) = (self.pending.take(), self.outcome.take()) {
+            outcome.bytes_in = self.counters.written.load(Ordering::Relaxed);
+            outcome.bytes_out = self.counters.read.load(Ordering::Relaxed);
+            outcome.detail = detail;
+            pending.finish(outcome);
+        }
+    }
+
+    /// Completes with another outcome: the tunnel never began.
+    pub(crate) fn fail(&mut self, reason: &'static str, error: &(dyn std::error::Error + 'static)) {
+        self.outcome = None;
         if let Some(pending) = self.pending.take() {
-            let bytes_in = self.counters.written.load(Ordering::Relaxed);
-            let bytes_out = self.counters.read.load(Ordering::Relaxed);
-            let rule_id = self.rule_id.take();
-            pending.finish(Outcome {
-                detail,
-                rule_id,
-                ..Outcome::tunnelled(self.address, bytes_in, bytes_out)
-            });
+            pending.finish(Outcome::failed(reason, error));
         }
     }
 }
 
-impl Drop for Row {
+impl Drop for TunnelRow {
     fn drop(&mut self) {
         self.finish(Some("ended by detach".to_owned()));
     }
@@ -106,9 +118,8 @@ async fn begin(flow: &Flow, scheme: Scheme) -> Option<Relayed> {
     };
     match dial_flow(flow).await {
         Ok((upstream, address)) => {
-            let rule_id = flow.rule_id.clone();
-            let row = Row { pending: Some(pending), address, rule_id, counters: Arc::default() };
-            Some(Relayed { upstream, row })
+            let outcome = Outcome { rule_id: flow.rule_id.clone(), ..Outcome::tunnelled(address) };
+            Some(Relayed { upstream, row: TunnelRow::new(pending, outcome) })
         }
         Err(error) => {
             tracing::debug!(execution = %execution.id, host = %flow.host, error = chain(&error), "dial failed");
@@ -121,7 +132,7 @@ async fn begin(flow: &Flow, scheme: Scheme) -> Option<Relayed> {
 impl Relayed {
     /// Copies both ways until both are done or one fails.
     pub(crate) async fn run(mut self, mut guest: GuestStream) {
-        guest.count_also(Arc::clone(&self.row.counters));
+        guest.count_also(self.row.counters());
         let copied =
             copy_bidirectional_with_sizes(&mut guest, &mut self.upstream, BUFFER_BYTES, BUFFER_BYTES).await;
         self.row.finish(copied.err().map(|error| error.to_string()));

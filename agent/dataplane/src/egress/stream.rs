@@ -1,6 +1,6 @@
 //! A guest's connection after its first bytes were read to see what it speaks: they are read again first.
 //!
-//! Also counts what passes, for the traffic report of the execution.
+//! Also counts what passes, for the traffic report of the execution and for the rows of tunnels.
 
 use std::io;
 use std::pin::Pin;
@@ -117,5 +117,44 @@ impl GuestStream {
 
     fn counters(&self) -> impl Iterator<Item = &Counters> {
         [Some(&*self.execution), self.call.as_deref()].into_iter().flatten()
+    }
+}
+
+/// Any stream of a guest, counted for one call.
+#[derive(Debug)]
+pub(crate) struct Counted<S> {
+    pub(crate) inner: S,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let read = buf.filled().len() - before;
+        self.counters.read.fetch_add(read as u64, Ordering::Relaxed);
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if let Poll::Ready(Ok(written)) = &polled {
+            self.counters.written.fetch_add(*written as u64, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }

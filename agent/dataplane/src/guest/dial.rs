@@ -4,7 +4,6 @@
 //! every 50 ms, each on its own socket, while a few older ones stay open for a guest that answers slowly. The pace
 //! slows down the longer it takes. Counts the bytes of every connection. Knows no protocol.
 
-use std::future::pending;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -18,11 +17,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 
-use super::socket_pool::{self, Loan, SocketPool};
+use super::socket_pool::{self, Borrowed, Loan, SocketPool};
 
 /// Where every guest is.
-pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
-
+const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 // Attempts open at once.
 const ATTEMPTS_MAX: usize = 4;
 const PACE_MIN: Duration = Duration::from_millis(50);
@@ -67,20 +65,23 @@ pub struct Dialler {
 }
 
 impl Dialler {
-    /// Connects to a port of the guest, in overlapping attempts until the deadline.
+    /// Connects to a port of the guest, in overlapping attempts until the deadline. Waits for the first socket;
+    /// further attempts are made while more are free.
     pub async fn dial(
         &self,
         port: u16,
         deadline: Instant,
         refused: WhenRefused,
     ) -> Result<GuestStream, Error> {
+        let borrowing = tokio::time::timeout_at(deadline, self.pool.borrow());
+        let mut socket = Some(borrowing.await.map_err(|_| socket_pool::Error::Exhausted)??);
         let started = Instant::now();
         let mut attempts = FuturesUnordered::new();
         let mut last = Error::Timeout { port };
         loop {
             let pace = choose_pace(started.elapsed());
-            if attempts.len() < ATTEMPTS_MAX {
-                attempts.push(self.attempt(port, pace * ATTEMPTS_MAX as u32));
+            if let Some(socket) = socket.take() {
+                attempts.push(self.attempt(socket, port, pace * ATTEMPTS_MAX as u32));
             }
             let next = tokio::time::sleep_until(deadline.min(Instant::now() + pace));
             tokio::pin!(next);
@@ -89,23 +90,24 @@ impl Dialler {
                     biased;
                     Some(result) = attempts.next() => match result {
                         Ok(stream) => return Ok(stream),
-                        Err(error @ Error::Socket(_)) => return Err(error),
                         Err(error @ Error::Refused { .. }) if refused == WhenRefused::Fail => return Err(error),
                         Err(error) => last = error,
                     },
                     () = &mut next => break,
-                    () = pending() => {}
                 }
             }
             if Instant::now() >= deadline {
                 return Err(last);
             }
+            if attempts.len() < ATTEMPTS_MAX {
+                socket = self.pool.find_free();
+            }
         }
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the one place that dials guests")]
-    async fn attempt(&self, port: u16, patience: Duration) -> Result<GuestStream, Error> {
-        let (socket, loan) = self.pool.borrow().await?;
+    async fn attempt(&self, socket: Borrowed, port: u16, patience: Duration) -> Result<GuestStream, Error> {
+        let (socket, loan) = socket;
         let address = SocketAddr::from((GUEST_ADDRESS, port));
         let connecting = TcpSocket::from_std_stream(socket).connect(address);
         match tokio::time::timeout(patience, connecting).await {

@@ -12,8 +12,8 @@ use roost_proto::guest::{
     RemovePathReply, RemovePathRequest, SignalReply, SignalRequest, StatFileRequest, StatusReply,
     StatusRequest, WatchEvent, WatchRequest, WriteFileInput,
 };
-use roost_proto::host::SANDBOX_METADATA;
 use roost_proto::host::gateway_server::Gateway;
+use roost_proto::host::{NOT_ATTACHED, SANDBOX_METADATA};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::Guests;
@@ -48,7 +48,7 @@ impl GatewayService {
             Scope::Execution(execution) => self.guests.find(*execution),
             Scope::NamedSandbox => self.guests.find_by_sandbox(named_sandbox(request)?),
         };
-        let guest = found.ok_or_else(|| Status::not_found("no such sandbox is attached here"))?;
+        let guest = found.ok_or_else(|| Status::not_found(NOT_ATTACHED))?;
         Ok(guest.link.clone())
     }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use roost_domain::id::ExecutionId;
 use roost_proto::dataplane::{NeedSockets, from_dataplane};
 use rustix::net::Shutdown;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::control::Notices;
 
@@ -45,6 +45,9 @@ pub enum Error {
     #[error("cannot prepare a dial socket")]
     Prepare(#[source] io::Error),
 }
+
+/// A duplicate to work on, and the loan it stands for.
+pub type Borrowed = (std::net::TcpStream, Loan);
 
 /// All dial sockets of one execution.
 #[derive(Debug)]
@@ -99,23 +102,38 @@ impl SocketPool {
     }
 
     /// A duplicate to work on and the loan to give back; waits for a free socket, bounded.
-    pub async fn borrow(self: &Arc<Self>) -> Result<(std::net::TcpStream, Loan), Error> {
+    pub async fn borrow(self: &Arc<Self>) -> Result<Borrowed, Error> {
         self.ask_when_low();
         let permit = tokio::time::timeout(BORROW_TIMEOUT, self.free_count.acquire())
             .await
             .map_err(|_| Error::Exhausted)?
             .map_err(|_| Error::Closed)?;
+        self.lend(permit)
+    }
+
+    /// Like [`SocketPool::borrow`], for who can do without: `None` when no socket is free.
+    pub fn find_free(self: &Arc<Self>) -> Option<Borrowed> {
+        self.ask_when_low();
+        let permit = self.free_count.try_acquire().ok()?;
+        self.lend(permit).ok()
+    }
+
+    /// Whether the next borrower would have to wait.
+    pub fn is_scarce(&self) -> bool {
+        self.free_count.available_permits() == 0
+    }
+
+    fn lend(self: &Arc<Self>, permit: SemaphorePermit<'_>) -> Result<Borrowed, Error> {
         let mut held = self.lock();
         let socket = held.free.pop().ok_or(Error::Closed)?;
-        permit.forget();
         let duplicate = match socket.try_clone() {
             Ok(duplicate) => duplicate,
             Err(error) => {
                 held.free.push(socket);
-                self.free_count.add_permits(1);
                 return Err(Error::Duplicate(error));
             }
         };
+        permit.forget();
         held.last_loan += 1;
         let id = held.last_loan;
         held.lent.insert(id, socket);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -35,17 +35,19 @@ struct State {
     lease_ms: Mutex<i64>,
     changes: broadcast::Sender<RouteChange>,
     lookups: AtomicUsize,
+    is_away: AtomicBool,
     key: KeyPair,
 }
 
 impl Scheduler {
-    /// Serves on loopback with the fleet's certificate; ends with the returned task.
-    pub(crate) async fn start(fleet: &Fleet) -> (Self, SocketAddr, tokio::task::JoinHandle<()>) {
+    /// Serves on loopback with the fleet's certificate.
+    pub(crate) async fn start(fleet: &Fleet) -> (Self, SocketAddr) {
         let state = State {
             routes: Mutex::default(),
             lease_ms: Mutex::new(30_000),
             changes: broadcast::channel(64).0,
             lookups: AtomicUsize::new(0),
+            is_away: AtomicBool::new(false),
             key: KeyPair::generate_for(&PKCS_ED25519).unwrap(),
         };
         let this = Self { state: Arc::new(state) };
@@ -56,10 +58,10 @@ impl Scheduler {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = Server::builder().tls_config(tls).unwrap().add_service(RouteServer::new(this.clone()));
-        let task = tokio::spawn(async move {
+        tokio::spawn(async move {
             let _ = server.serve_with_incoming(TcpListenerStream::new(listener)).await;
         });
-        (this, address, task)
+        (this, address)
     }
 
     /// Sets a route and tells whoever watches.
@@ -75,6 +77,18 @@ impl Scheduler {
 
     pub(crate) fn set_lease_ms(&self, lease_ms: i64) {
         *self.state.lease_ms.lock().unwrap() = lease_ms;
+    }
+
+    /// From now on it answers nothing and says nothing.
+    pub(crate) fn go_away(&self) {
+        self.state.is_away.store(true, Ordering::Relaxed);
+    }
+
+    fn check(&self) -> Result<(), Status> {
+        match self.state.is_away.load(Ordering::Relaxed) {
+            true => Err(Status::unavailable("away")),
+            false => Ok(()),
+        }
     }
 
     pub(crate) fn lookups(&self) -> usize {
@@ -136,6 +150,7 @@ pub(crate) fn claims(lifetime_s: i64) -> Claims {
 #[tonic::async_trait]
 impl Route for Scheduler {
     async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupReply>, Status> {
+        self.check()?;
         self.state.lookups.fetch_add(1, Ordering::Relaxed);
         let found = self.state.routes.lock().unwrap().get(&request.into_inner().host).cloned();
         let outcome = match found {
@@ -151,6 +166,7 @@ impl Route for Scheduler {
         &self,
         request: Request<WatchRoutesRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        self.check()?;
         let hosts = request.into_inner().hosts;
         let mut changes = self.state.changes.subscribe();
         let (sender, receiver) = mpsc::channel(64);

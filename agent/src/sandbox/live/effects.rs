@@ -298,6 +298,11 @@ impl Live {
         };
         match vm.observe().await.map_err(Error::transient("observing the VMM"))? {
             VmObserved::Running | VmObserved::Paused => Ok(Vmm::Alive),
+            // The host's disk was full. The guest tries again, and is held again if it still is.
+            VmObserved::Stalled => {
+                vm.cont().await.map_err(Error::transient("letting a stalled guest go on"))?;
+                Ok(Vmm::Alive)
+            }
             VmObserved::Gone(End::GuestShutdown | End::GuestReset) if execution.phase < Phase::Ending => {
                 Ok(Vmm::GuestExited)
             }

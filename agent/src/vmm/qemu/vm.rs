@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine;
@@ -10,6 +11,7 @@ use roost_domain::id::SnapshotId;
 use serde_json::json;
 use std::os::fd::AsFd;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::command::{CONSOLE, CONSOLE_BYTES};
 use super::launch::last_words;
@@ -23,6 +25,8 @@ use crate::vmm::{End, Error, Geometry, Observed, Vm};
 /// Number of the descriptor set that device state is written through; disks have 1 and 2.
 const STATE_SET: u32 = 77;
 const MIB: u64 = 1024 * 1024;
+/// A VMM that closed its control socket, or said that it shuts down, is gone by then.
+const ENDING_DEADLINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct QemuVm {
@@ -88,8 +92,15 @@ impl QemuVm {
         if !closed {
             return error;
         }
-        self.wait_exit().await;
-        Error::Ended { step, said: last_words(&self.stderr) }
+        match self.ended().await {
+            Some(_) => Error::Ended { step, said: last_words(&self.stderr) },
+            None => error,
+        }
+    }
+
+    /// The end of a VMM that seems to be ending.
+    async fn ended(&self) -> Option<End> {
+        timeout(ENDING_DEADLINE, self.wait_exit()).await.ok()
     }
 
     async fn command(&self, step: &'static str, command: &'static str) -> Result<(), Error> {
@@ -147,18 +158,27 @@ impl Vm for QemuVm {
         if let Some(end) = *self.end.borrow() {
             return Ok(Observed::Gone(end));
         }
-        match self.status().await {
-            Ok(status) => match status.as_str() {
-                "running" => Ok(Observed::Running),
-                "paused" | "prelaunch" => Ok(Observed::Paused),
-                // On its way out: the guest ended, the process ends in a moment.
-                "shutdown" => Ok(Observed::Gone(self.wait_exit().await)),
-                _ => Err(Error::State { step: "being asked", found: status }),
-            },
-            Err(Error::Control { source: qmp::Error::Closed { .. }, .. }) => {
+        let status = match self.status().await {
+            Ok(status) => status,
+            Err(
+                error @ Error::Control { source: qmp::Error::Closed { .. } | qmp::Error::Send { .. }, .. },
+            ) => {
+                return self.ended().await.map(Observed::Gone).ok_or(error);
+            }
+            Err(error) => return Err(error),
+        };
+        match status.as_str() {
+            "running" => Ok(Observed::Running),
+            "paused" | "prelaunch" => Ok(Observed::Paused),
+            "io-error" => Ok(Observed::Stalled),
+            // On its way out: the guest ended, the process ends in a moment.
+            "shutdown" if let Some(end) = self.ended().await => Ok(Observed::Gone(end)),
+            // A guest that neither goes on nor ends.
+            "internal-error" | "guest-panicked" => {
+                self.process.kill().map_err(Error::Watch)?;
                 Ok(Observed::Gone(self.wait_exit().await))
             }
-            Err(error) => Err(error),
+            _ => Err(Error::State { step: "being asked", found: status }),
         }
     }
 

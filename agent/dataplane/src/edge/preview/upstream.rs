@@ -72,7 +72,7 @@ impl Upstream {
             let sending = sender.try_send_request(request);
             match tokio::time::timeout_at(deadline, sending).await {
                 Err(_) => return Err(Problem::AppTimeout),
-                Ok(Ok(response)) => return Ok(self.answered(target, sender, place, response)),
+                Ok(Ok(response)) => return Ok(self.answered(guest, target, sender, place, response)),
                 Ok(Err(mut error)) => match error.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(Problem::AppBroke),
@@ -86,11 +86,12 @@ impl Upstream {
         let sending = sender.send_request(request);
         let response = tokio::time::timeout_at(deadline, sending).await.map_err(|_| Problem::AppTimeout)?;
         let response = response.map_err(|_| Problem::AppBroke)?;
-        Ok(self.answered(target, sender, place, response))
+        Ok(self.answered(guest, target, sender, place, response))
     }
 
     fn answered(
         self: &Arc<Self>,
+        guest: &Guest,
         target: Target,
         mut sender: SendRequest<Incoming>,
         place: OwnedSemaphorePermit,
@@ -99,10 +100,10 @@ impl Upstream {
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             return Answer { response, place: Some(place) };
         }
-        let this = self.clone();
+        let (this, pool) = (self.clone(), guest.dialler.pool.clone());
         tokio::spawn(async move {
             // Ready once the body was read to its end; an error once the connection is closed.
-            if sender.ready().await.is_ok() {
+            if sender.ready().await.is_ok() && !pool.is_scarce() {
                 this.keep(target, Idle { sender, place, since: Instant::now() });
             }
         });

@@ -97,9 +97,9 @@ impl Outcome {
         Self { status_code: Some(status_code), ..Self::new(Action::Allow, None) }
     }
 
-    /// Bytes were relayed.
-    pub fn tunnelled(address: SocketAddr, bytes_in: u64, bytes_out: u64) -> Self {
-        Self { address: Some(address), bytes_in, bytes_out, ..Self::new(Action::Tunnel, None) }
+    /// Bytes are relayed.
+    pub fn tunnelled(address: SocketAddr) -> Self {
+        Self { address: Some(address), ..Self::new(Action::Tunnel, None) }
     }
 
     /// Nothing left the host.

@@ -249,3 +249,6 @@ fn read_answer(wanted: &[String], resolutions: Vec<Resolution>) -> Result<Answer
     }
     Ok(answer)
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::client::legacy;
 use roost_daemon::telemetry::chain;
-use roost_domain::audit::{Scheme, SecretUse, reason};
+use roost_domain::audit::{Action, Scheme, SecretUse, reason};
 
 use super::body::{RequestBody, ResponseBody, ResponseRow, UpstreamBody};
 use super::check::{Checked, Place, check};
@@ -24,6 +24,7 @@ use super::{Connection, header, upgrade};
 use crate::egress::audit::{Call, Outcome, Pending};
 use crate::egress::credentials;
 use crate::egress::policy::Decision;
+use crate::egress::relay::TunnelRow;
 
 /// Until an upstream begins to answer; language models take minutes.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(900);
@@ -236,7 +237,8 @@ fn switch(
         return refusal.response(Version::HTTP_11);
     }
     let upstream = hyper::upgrade::on(&mut response);
-    let granted = upgrade::Granted { guest, upstream, pending, outcome };
+    let outcome = Outcome { action: Action::Tunnel, ..outcome };
+    let granted = upgrade::Granted { guest, upstream, row: TunnelRow::new(pending, outcome) };
     connection.flow.execution.spawn(upgrade::relay(granted));
     header::clean_response(response.headers_mut());
     header::set_websocket(response.headers_mut());

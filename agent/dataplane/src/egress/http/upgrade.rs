@@ -1,44 +1,28 @@
 //! A WebSocket after both sides have agreed on it: bytes, both ways, until one side ends.
 
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use roost_daemon::telemetry::chain;
-use roost_domain::audit::{Action, reason};
+use roost_domain::audit::reason;
 use tokio::io::copy_bidirectional;
 
-use crate::egress::audit::{Outcome, Pending};
+use crate::egress::relay::TunnelRow;
+use crate::egress::stream::Counted;
 
 /// Both halves of an upgrade that was granted, and its row.
 pub(super) struct Granted {
     pub(super) guest: OnUpgrade,
     pub(super) upstream: OnUpgrade,
-    pub(super) pending: Pending,
-    pub(super) outcome: Outcome,
+    pub(super) row: TunnelRow,
 }
 
 pub(super) async fn relay(granted: Granted) {
-    let Granted { guest, upstream, pending, mut outcome } = granted;
+    let Granted { guest, upstream, mut row } = granted;
     match tokio::try_join!(guest, upstream) {
         Ok((guest, upstream)) => {
-            outcome.action = Action::Tunnel;
-            copy(guest, upstream, &mut outcome).await;
+            let mut guest = Counted { inner: TokioIo::new(guest), counters: row.counters() };
+            let copied = copy_bidirectional(&mut guest, &mut TokioIo::new(upstream)).await;
+            row.finish(copied.err().map(|error| error.to_string()));
         }
-        Err(error) => {
-            outcome.action = Action::Error;
-            outcome.rejected_by = Some(reason::UPSTREAM_PROTOCOL);
-            outcome.detail = Some(chain(&error));
-        }
-    }
-    pending.finish(outcome);
-}
-
-async fn copy(guest: Upgraded, upstream: Upgraded, outcome: &mut Outcome) {
-    let (mut guest, mut upstream) = (TokioIo::new(guest), TokioIo::new(upstream));
-    match copy_bidirectional(&mut guest, &mut upstream).await {
-        Ok((out, back)) => {
-            outcome.bytes_out = out;
-            outcome.bytes_in = back;
-        }
-        Err(error) => outcome.detail = Some(error.to_string()),
+        Err(error) => row.fail(reason::UPSTREAM_PROTOCOL, &error),
     }
 }
