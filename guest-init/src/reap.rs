@@ -167,29 +167,20 @@ impl Processes {
         self.table().running.len()
     }
 
-    /// Reaps every ended child, ours and inherited ones.
-    fn reap(&self) {
-        loop {
-            let mut table = self.table();
-            match sys::find_ended_child() {
-                Ok(Some((pid, ended))) => {
-                    let running = table.running.remove(&pid);
-                    if running.as_ref().is_some_and(|running| running.end_group) {
-                        // The zombie still holds the group's number, so this cannot meet a stranger.
-                        let _ = sys::kill(pid, libc::SIGKILL.unsigned_abs(), true);
-                    }
-                    sys::reap(pid);
-                    if let Some(running) = running {
-                        table.record_past(running, ended);
-                    }
-                }
-                Ok(None) => return,
-                Err(error) => {
-                    eprintln!("roost-init: cannot wait for children: {error}");
-                    return;
-                }
-            }
+    /// Reaps one ended child, ours or inherited; false when there is none.
+    fn reap_one(&self) -> io::Result<bool> {
+        let mut table = self.table();
+        let Some((pid, ended)) = sys::find_ended_child()? else { return Ok(false) };
+        let running = table.running.remove(&pid);
+        if running.as_ref().is_some_and(|running| running.end_group) {
+            // The zombie still holds the group's number, so this cannot meet a stranger.
+            let _ = sys::kill(pid, libc::SIGKILL.unsigned_abs(), true);
         }
+        sys::reap(pid);
+        if let Some(running) = running {
+            table.record_past(running, ended);
+        }
+        Ok(true)
     }
 }
 
@@ -228,7 +219,10 @@ impl Process {
 pub async fn run(processes: Arc<Processes>) -> io::Result<()> {
     let mut ended = signal(SignalKind::child())?;
     loop {
-        processes.reap();
+        while processes.reap_one()? {
+            // A guest that starts and ends processes as fast as it can must not keep the host from being served.
+            tokio::task::coop::consume_budget().await;
+        }
         ended.recv().await;
     }
 }

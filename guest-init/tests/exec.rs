@@ -154,6 +154,20 @@ async fn stdin_reaches_the_process_and_ends() {
 }
 
 #[tokio::test]
+async fn shell_text_may_be_longer_than_an_argument() {
+    let (_server, mut client) = Server::claimed().await;
+    let line = "0123456789abcdef\n".repeat(20_000);
+    let mut start = shell(&format!("cat <<'END'\n{line}END\nexit 9"));
+    start.user = "nobody".into();
+    let ran = run(&mut client, start).await;
+    assert!(ran.out() == line, "{} bytes, {}", ran.stdout.len(), String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(ran.code(), 9);
+    // An argument of that length is the caller's mistake.
+    let status = begin(&mut client, argv(&["echo", &line]), Vec::new()).await.expect_err("too long");
+    assert_eq!(status.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
 async fn a_slow_reader_holds_the_process_back_and_gets_everything() {
     const BYTES: usize = 20_000_000;
     let (_server, mut client) = Server::claimed().await;

@@ -11,6 +11,7 @@ pub mod spawn;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 
 use nix::fcntl::OFlag;
 use roost_proto::guest::ExecStart;
@@ -19,13 +20,15 @@ use tonic::Status;
 use crate::path::{self, default_directory};
 use crate::sys;
 use crate::user::{self, Accounts, User};
-use spawn::{Program, Step};
+use spawn::{Program, SCRIPT_DESCRIPTOR, Step};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const ARGUMENTS_MAX: usize = 16_384;
 const ENVIRONMENT_MAX: usize = 4_096;
 /// So that a process that writes much is not switched away from for every 64 KiB.
 const STDOUT_PIPE_BYTES: i32 = 256 << 10;
+/// The kernel takes arguments of up to 128 KiB; longer shell text is run as a script.
+const SHELL_ARGUMENT_BYTES_MAX: usize = 120 << 10;
 /// How much of a command is kept for the process list.
 const COMMAND_CHARS_MAX: usize = 1_024;
 
@@ -107,7 +110,7 @@ pub fn prepare(
         "" => default_directory(&user),
         given => path::resolve(given, &user)?,
     };
-    let command = argv.last().filter(|_| !start.shell.is_empty()).cloned().unwrap_or_else(|| argv.join(" "));
+    let command = if start.shell.is_empty() { argv.join(" ") } else { start.shell.clone() };
     let search = environment.get("PATH").map_or(DEFAULT_PATH, String::as_str);
     let candidates = candidates(&argv[0], search);
     let (child, pipes) = open_descriptors(start).map_err(Error::Descriptors)?;
@@ -124,6 +127,7 @@ pub fn prepare(
         stdin,
         stdout,
         stderr,
+        script: open_script(&start.shell).map_err(Error::Descriptors)?,
         terminal: start.terminal.is_some(),
     };
     Ok(Prepared { program, pipes, command: command.chars().take(COMMAND_CHARS_MAX).collect() })
@@ -137,9 +141,23 @@ fn choose_argv(start: &ExecStart, has_bash: impl FnOnce() -> bool) -> Result<Vec
         (false, true) => Ok(start.argv.clone()),
         (true, false) => {
             let shell = if has_bash() { "/bin/bash" } else { "/bin/sh" };
-            Ok(vec![shell.into(), "-c".into(), start.shell.clone()])
+            if start.shell.len() > SHELL_ARGUMENT_BYTES_MAX {
+                Ok(vec![shell.into(), format!("/proc/self/fd/{SCRIPT_DESCRIPTOR}")])
+            } else {
+                Ok(vec![shell.into(), "-c".into(), start.shell.clone()])
+            }
         }
     }
+}
+
+/// A nameless file with shell text that the kernel would refuse as an argument: files written by heredoc.
+fn open_script(text: &str) -> std::io::Result<Option<OwnedFd>> {
+    if text.len() <= SHELL_ARGUMENT_BYTES_MAX {
+        return Ok(None);
+    }
+    let script = nix::sys::memfd::memfd_create(c"shell", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+    std::fs::File::from(script.try_clone()?).write_all_at(text.as_bytes(), 0)?;
+    Ok(Some(script))
 }
 
 /// The user's own variables, then the guest's defaults, then those of the call.
@@ -245,6 +263,8 @@ mod tests {
         assert!(matches!(choose_argv(&ExecStart::default(), || true), Err(Error::NoCommand)));
         assert_eq!(choose_argv(&shell("x y"), || true).expect("bash"), ["/bin/bash", "-c", "x y"]);
         assert_eq!(choose_argv(&shell("x y"), || false).expect("sh"), ["/bin/sh", "-c", "x y"]);
+        let long = shell(&"x".repeat(SHELL_ARGUMENT_BYTES_MAX + 1));
+        assert_eq!(choose_argv(&long, || true).expect("script"), ["/bin/bash", "/proc/self/fd/3"]);
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+/// Where a process finds a script that is too long for an argument.
+pub const SCRIPT_DESCRIPTOR: RawFd = 3;
 const STACK_BYTES: usize = 64 << 10;
 
 /// Everything a process is started with.
@@ -25,6 +27,8 @@ pub struct Program {
     pub stdin: OwnedFd,
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
+    /// Open as `SCRIPT_DESCRIPTOR` in the process.
+    pub script: Option<OwnedFd>,
     /// Stdin is a terminal and becomes the controlling one.
     pub terminal: bool,
 }
@@ -121,6 +125,11 @@ fn set_up_and_exec(child: &Child<'_>) -> Result<std::convert::Infallible, Failed
             [program.stdin.as_raw_fd(), program.stdout.as_raw_fd(), program.stderr.as_raw_fd()];
         for (number, fd) in (0..).zip(standard) {
             checked(Step::Descriptors, libc::dup2(fd, number).into())?;
+        }
+        if let Some(script) = &program.script {
+            checked(Step::Descriptors, libc::dup2(script.as_raw_fd(), SCRIPT_DESCRIPTOR).into())?;
+            // Nothing was duplicated, nor the close-on-exec flag dropped, if it had this number already.
+            checked(Step::Descriptors, libc::fcntl(SCRIPT_DESCRIPTOR, libc::F_SETFD, 0).into())?;
         }
         if program.terminal {
             checked(Step::Terminal, libc::ioctl(0, libc::TIOCSCTTY, 0).into())?;
