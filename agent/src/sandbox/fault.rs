@@ -284,13 +284,20 @@ struct Rig {
     store: Store,
     id: SandboxId,
     generation: u64,
+    origin: Origin,
 }
 
 impl Rig {
     fn new() -> Self {
         let world = MemoryHost::default();
         world.with(|host| host.now_us = 1_800_000_000_000_000);
-        Self { world, store: Store::in_memory(), id: roost_daemon::ids::fresh(), generation: 0 }
+        Self {
+            world,
+            store: Store::in_memory(),
+            id: roost_daemon::ids::fresh(),
+            generation: 0,
+            origin: Origin::Tenant,
+        }
     }
 
     async fn want(&mut self, run: Run) {
@@ -298,7 +305,7 @@ impl Rig {
         let desired = Desired { run, generation: self.generation, placement_epoch: 1 };
         let draft = store::sandbox::Draft {
             id: self.id,
-            origin: Origin::Tenant,
+            origin: self.origin,
             spec: Spec {
                 template: "t".into(),
                 vcpus: 1,
@@ -493,4 +500,50 @@ async fn a_step_refused_for_good_ends_the_start_and_a_failed_pause_keeps_the_gue
     ] {
         assert_eq!(decide_reaction(step, &sandbox, error, attempt), wanted, "{step:?} attempt {attempt}");
     }
+}
+
+#[tokio::test]
+async fn the_scheduler_hears_of_an_execution_before_anything_in_its_name() {
+    use roost_proto::host::outbox_row::Row;
+    let mut rig = Rig::new();
+    for (run, _) in FLOW {
+        rig.want(run).await;
+        rig.settle().await;
+        rig.world.with(|host| host.now_us += 5_000_000);
+    }
+    let rows = rig.store.write(store::outbox::list_batch).await.unwrap();
+    let (mut known, mut ended, mut billed_us) = (BTreeSet::new(), BTreeSet::new(), 0);
+    for row in rows {
+        match row.row.unwrap() {
+            Row::Execution(row) => {
+                known.insert(row.execution.clone());
+                if row.ended_us > 0 {
+                    ended.insert(row.execution);
+                }
+            }
+            Row::Usage(delta) => {
+                assert!(known.contains(&delta.execution), "usage of an execution nobody heard of");
+                billed_us += delta.wall_us;
+            }
+            Row::Status(status) if !status.execution.is_empty() => assert!(known.contains(&status.execution)),
+            Row::Status(_) | Row::Operator(_) => {}
+        }
+    }
+    assert_eq!((known.len(), ended.len()), (3, 3));
+    // Three times five seconds of running, and a little for the steps.
+    assert!((15_000_000..15_100_000).contains(&billed_us), "{billed_us}");
+}
+
+#[tokio::test]
+async fn a_local_sandbox_is_never_reported() {
+    let mut rig = Rig::new();
+    rig.origin = Origin::Local;
+    for (run, _) in FLOW {
+        rig.want(run).await;
+        rig.settle().await;
+        rig.world.with(|host| host.now_us += 5_000_000);
+    }
+    assert_eq!(rig.store.write(store::outbox::count).await.unwrap(), 0);
+    let used = rig.store.write(|tx| store::usage::sum_by_sandbox(tx, None)).await.unwrap();
+    assert!(used[0].wall_us > 0, "the operator still sees what it used");
 }

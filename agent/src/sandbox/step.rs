@@ -120,6 +120,8 @@ async fn begin_execution(
             let now_us = draft.created_us;
             let execution = store::execution::insert(tx, draft)?;
             store::sandbox::record_begun(tx, &sandbox, &execution, state, now_us)?;
+            // The scheduler must know whose an execution is before anything arrives in its name.
+            report_execution(tx, &sandbox, execution.id)?;
             report(tx, &sandbox.id)
         })
         .await?)
@@ -142,6 +144,7 @@ async fn start(
             store::execution::record_running(tx, &execution, reading.at_us)?;
             store::sandbox::record_running(tx, &sandbox, &execution, path, boot_us, reading.at_us)?;
             store::usage::insert_baseline(tx, execution.id, &reading)?;
+            report_execution(tx, &sandbox, execution.id)?;
             report(tx, &sandbox.id)
         })
         .await?;
@@ -250,9 +253,7 @@ async fn commit_end(
             store::usage::close(tx, id)?;
             store::execution::record_ended(tx, id, cause, now_us)?;
             store::sandbox::record_ended(tx, &sandbox, &outcome, keep_snapshot, now_us)?;
-            if sandbox.origin == Origin::Tenant {
-                store::outbox::push_execution(tx, id)?;
-            }
+            report_execution(tx, &sandbox, id)?;
             report(tx, &sandbox.id)
         })
         .await?)
@@ -309,6 +310,18 @@ async fn settle(
             report(tx, &id)
         })
         .await
+}
+
+/// Queues what there is of an execution for the scheduler: begun, running, or over.
+fn report_execution(
+    tx: &rusqlite::Transaction<'_>,
+    sandbox: &Sandbox,
+    execution: ExecutionId,
+) -> Result<(), store::Error> {
+    match sandbox.origin {
+        Origin::Tenant => store::outbox::push_execution(tx, execution),
+        Origin::Local => Ok(()),
+    }
 }
 
 /// Queues the sandbox's present status for the scheduler, in the transaction that changed it.

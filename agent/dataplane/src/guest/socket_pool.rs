@@ -47,7 +47,7 @@ pub enum Error {
 }
 
 /// A duplicate to work on, and the loan it stands for.
-pub type Borrowed = (std::net::TcpStream, Loan);
+pub(super) type Borrowed = (std::net::TcpStream, Loan);
 
 /// All dial sockets of one execution.
 #[derive(Debug)]

@@ -93,10 +93,13 @@ async fn follow_once(
 ) -> Result<(), Status> {
     let hosts = table.hosts();
     let mut changes = client.watch(WatchRoutesRequest { hosts: hosts.clone() }).await?.into_inner();
+    // One future for the whole stream: it must not forget what it has heard whenever a change comes.
+    let added = added(table, &hosts);
+    tokio::pin!(added);
     loop {
         tokio::select! {
             change = next(&mut changes) => apply(change?, &hosts, table, verifier),
-            () = added(table, &hosts) => return Ok(()),
+            () = added.as_mut() => return Ok(()),
         }
     }
 }
