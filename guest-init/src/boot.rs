@@ -43,6 +43,8 @@ enum Error {
     Identity(#[from] identity::Error),
     #[error("cannot set resource limits")]
     Limits(#[source] nix::Error),
+    #[error("cannot raise the priority")]
+    Priority(#[source] io::Error),
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
     #[error("cannot listen on {0}")]
@@ -85,6 +87,7 @@ fn boot() -> Result<(), Error> {
     mount::mount_run_time_file_systems()?;
     identity::ensure_mounted()?;
     net::ensure_network()?;
+    sys::raise_priority().map_err(Error::Priority)?;
     setrlimit(Resource::RLIMIT_NOFILE, FILES_SOFT_MAX, FILES_HARD_MAX).map_err(Error::Limits)
 }
 
