@@ -182,12 +182,21 @@ impl Session {
 
     pub(super) fn query(&mut self, sql: &str, params: &[Value]) -> Result<Vec<Row>, Error> {
         let (statement, columns) = self.prepare(sql)?;
-        let rows = self.client.query(&statement, &borrowed(params)).map_err(error)?;
-        let row = |row: postgres::Row| {
-            let values = (0..columns.len()).map(|at| row.try_get::<_, Value>(at).map_err(error));
-            Ok(Row { columns: columns.clone(), values: values.collect::<Result<_, Error>>()? })
+        let values = self.collect(&statement, params)?;
+        Ok(values.into_iter().map(|values| Row { columns: columns.clone(), values }).collect())
+    }
+
+    pub(super) fn query_values(&mut self, sql: &str, params: &[Value]) -> Result<Vec<Vec<Value>>, Error> {
+        let (statement, _) = self.prepare(sql)?;
+        self.collect(&statement, params)
+    }
+
+    fn collect(&mut self, statement: &Statement, params: &[Value]) -> Result<Vec<Vec<Value>>, Error> {
+        let rows = self.client.query(statement, &borrowed(params)).map_err(error)?;
+        let values = |row: postgres::Row| {
+            (0..row.len()).map(|at| row.try_get::<_, Value>(at).map_err(error)).collect()
         };
-        rows.into_iter().map(row).collect()
+        rows.into_iter().map(values).collect()
     }
 }
 

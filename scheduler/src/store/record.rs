@@ -4,43 +4,133 @@
 
 use std::collections::BTreeMap;
 
-use super::{Error, Row, Tx, Value, params};
+use super::{Error, Tx, Value, params};
 
 /// A type one column holds.
 pub trait Column: Sized {
-    fn read(row: &Row, column: &str) -> Result<Self, Error>;
+    fn read(value: Value, column: &'static str) -> Result<Self, Error>;
     fn value(&self) -> Result<Value, Error>;
 }
 
-macro_rules! columns {
-    ($($type:ty => $read:ident, |$value:ident| $to:expr);* $(;)?) => {$(
+fn wrong(value: &Value, column: &str, expected: &'static str) -> Error {
+    Error::ColumnType { column: column.to_owned(), expected, found: value.kind() }
+}
+
+macro_rules! plain_columns {
+    ($($type:ty: $expected:literal, $variant:ident($read:ident) => $value:expr);* $(;)?) => {$(
         impl Column for $type {
-            fn read(row: &Row, column: &str) -> Result<Self, Error> { row.$read(column) }
-            fn value(&self) -> Result<Value, Error> { let $value = self; Ok($to) }
+            fn read(value: Value, column: &'static str) -> Result<Self, Error> {
+                match value {
+                    Value::$variant($read) => $value.ok_or_else(|| wrong(&Value::$variant($read), column, $expected)),
+                    other => Err(wrong(&other, column, $expected)),
+                }
+            }
+
+            fn value(&self) -> Result<Value, Error> {
+                Ok(Value::from(self.clone()))
+            }
+        }
+
+        impl Column for Option<$type> {
+            fn read(value: Value, column: &'static str) -> Result<Self, Error> {
+                match value {
+                    Value::Null => Ok(None),
+                    other => <$type>::read(other, column).map(Some),
+                }
+            }
+
+            fn value(&self) -> Result<Value, Error> {
+                Ok(Value::from(self.clone()))
+            }
         }
     )*};
 }
 
-columns! {
-    i64 => int, |v| Value::Int(*v);
-    u64 => uint, |v| Value::from(*v);
-    bool => flag, |v| Value::from(*v);
-    String => text, |v| Value::from(v);
-    Vec<u8> => bytes, |v| Value::from(v);
-    Option<i64> => find_int, |v| Value::from(v);
-    Option<String> => find_text, |v| Value::from(v);
-    Option<Vec<u8>> => find_bytes, |v| Value::from(v.clone());
-    Vec<String> => json, |v| Value::json(v)?;
-    BTreeMap<String, String> => json, |v| Value::json(v)?;
-    BTreeMap<String, serde_json::Value> => json, |v| Value::json(v)?;
-    serde_json::Value => json, |v| Value::json(v)?;
+plain_columns! {
+    i64: "integer", Int(number) => Some(number);
+    u64: "non-negative integer", Int(number) => u64::try_from(number).ok();
+    bool: "flag", Int(number) => Some(number != 0);
+}
+
+macro_rules! owned_columns {
+    ($($type:ty: $expected:literal, $variant:ident);* $(;)?) => {$(
+        impl Column for $type {
+            fn read(value: Value, column: &'static str) -> Result<Self, Error> {
+                match value {
+                    Value::$variant(owned) => Ok(owned),
+                    other => Err(wrong(&other, column, $expected)),
+                }
+            }
+
+            fn value(&self) -> Result<Value, Error> {
+                Ok(Value::from(self.clone()))
+            }
+        }
+
+        impl Column for Option<$type> {
+            fn read(value: Value, column: &'static str) -> Result<Self, Error> {
+                match value {
+                    Value::Null => Ok(None),
+                    other => <$type>::read(other, column).map(Some),
+                }
+            }
+
+            fn value(&self) -> Result<Value, Error> {
+                Ok(Value::from(self.clone()))
+            }
+        }
+    )*};
+}
+
+owned_columns! {
+    String: "text", Text;
+    Vec<u8>: "bytes", Bytes;
+}
+
+macro_rules! json_columns {
+    ($($type:ty),* $(,)?) => {$(
+        impl Column for $type {
+            fn read(value: Value, column: &'static str) -> Result<Self, Error> {
+                let text = String::read(value, column)?;
+                serde_json::from_str(&text).map_err(|source| Error::Json { column: column.to_owned(), source })
+            }
+
+            fn value(&self) -> Result<Value, Error> {
+                Value::json(self)
+            }
+        }
+    )*};
+}
+
+json_columns!(Vec<String>, BTreeMap<String, String>, BTreeMap<String, serde_json::Value>, serde_json::Value);
+
+/// What is written once per table and used by every call.
+#[derive(Debug)]
+pub struct Statements {
+    select: String,
+    insert: String,
+    insert_if_absent: String,
+}
+
+impl Statements {
+    pub(super) fn of(table: &str, columns: &[&str]) -> Statements {
+        let places: Vec<String> = (1..=columns.len()).map(|at| format!("?{at}")).collect();
+        let columns = columns.join(", ");
+        let insert = format!("INSERT INTO {table} ({columns}) VALUES ({})", places.join(", "));
+        Statements {
+            select: format!("SELECT {columns} FROM {table} "),
+            insert_if_absent: format!("{insert} ON CONFLICT DO NOTHING"),
+            insert,
+        }
+    }
 }
 
 /// A struct whose fields are a table's columns.
 pub trait Record: Sized {
     const TABLE: &'static str;
-    const COLUMNS: &'static [&'static str];
-    fn from_row(row: &Row) -> Result<Self, Error>;
+    fn statements() -> &'static Statements;
+    /// From the values in the order of the fields.
+    fn from_values(values: Vec<Value>) -> Result<Self, Error>;
     fn values(&self) -> Result<Vec<Value>, Error>;
 }
 
@@ -55,10 +145,23 @@ macro_rules! record {
 
         impl $crate::store::record::Record for $name {
             const TABLE: &'static str = $table;
-            const COLUMNS: &'static [&'static str] = &[$(stringify!($field)),*];
 
-            fn from_row(row: &$crate::store::Row) -> Result<Self, $crate::store::Error> {
-                Ok(Self { $($field: $crate::store::record::Column::read(row, stringify!($field))?),* })
+            fn statements() -> &'static $crate::store::record::Statements {
+                static STATEMENTS: std::sync::OnceLock<$crate::store::record::Statements> = std::sync::OnceLock::new();
+                STATEMENTS.get_or_init(|| {
+                    $crate::store::record::Statements::of($table, &[$(stringify!($field)),*])
+                })
+            }
+
+            fn from_values(values: Vec<$crate::store::Value>) -> Result<Self, $crate::store::Error> {
+                let mut values = values.into_iter();
+                // Fields are read in the order they are written in, which is that of the columns asked for.
+                Ok(Self {
+                    $($field: $crate::store::record::Column::read(
+                        values.next().unwrap_or($crate::store::Value::Null),
+                        stringify!($field),
+                    )?),*
+                })
             }
 
             fn values(&self) -> Result<Vec<$crate::store::Value>, $crate::store::Error> {
@@ -69,26 +172,20 @@ macro_rules! record {
 }
 pub(crate) use record;
 
-fn insert_statement<T: Record>() -> String {
-    let places: Vec<String> = (1..=T::COLUMNS.len()).map(|at| format!("?{at}")).collect();
-    format!("INSERT INTO {} ({}) VALUES ({})", T::TABLE, T::COLUMNS.join(", "), places.join(", "))
-}
-
 /// Inserts, or fails with [`Error::Unique`].
 pub(super) fn insert<T: Record>(tx: &mut Tx<'_>, record: &T) -> Result<(), Error> {
-    tx.execute(&insert_statement::<T>(), &record.values()?).map(|_| ())
+    tx.execute(&T::statements().insert, &record.values()?).map(|_| ())
 }
 
 /// Inserts unless some unique index already has such a row; true if it did.
 pub(super) fn insert_if_absent<T: Record>(tx: &mut Tx<'_>, record: &T) -> Result<bool, Error> {
-    let sql = insert_statement::<T>() + " ON CONFLICT DO NOTHING";
-    Ok(tx.execute(&sql, &record.values()?)? > 0)
+    Ok(tx.execute(&T::statements().insert_if_absent, &record.values()?)? > 0)
 }
 
 /// `tail` is everything after `FROM table`.
 pub(super) fn list<T: Record>(tx: &mut Tx<'_>, tail: &str, params: &[Value]) -> Result<Vec<T>, Error> {
-    let sql = format!("SELECT {} FROM {} {tail}", T::COLUMNS.join(", "), T::TABLE);
-    tx.query(&sql, params)?.iter().map(T::from_row).collect()
+    let sql = [T::statements().select.as_str(), tail].concat();
+    tx.query_values(&sql, params)?.into_iter().map(T::from_values).collect()
 }
 
 pub(super) fn find<T: Record>(tx: &mut Tx<'_>, tail: &str, params: &[Value]) -> Result<Option<T>, Error> {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, OpenFlags, ToSql};
+use rusqlite::{Connection, OpenFlags, Statement, ToSql};
 use tokio::sync::mpsc;
 
 use super::Error;
@@ -141,18 +141,34 @@ pub(super) fn execute(connection: &Connection, sql: &str, params: &[Value]) -> R
 pub(super) fn query(connection: &Connection, sql: &str, params: &[Value]) -> Result<Vec<Row>, Error> {
     let mut statement = connection.prepare_cached(sql).map_err(error)?;
     let columns: Arc<[String]> = statement.column_names().map(str::to_owned).collect();
+    let values = collect(&mut statement, params)?;
+    Ok(values.into_iter().map(|values| Row { columns: columns.clone(), values }).collect())
+}
+
+pub(super) fn query_values(
+    connection: &Connection,
+    sql: &str,
+    params: &[Value],
+) -> Result<Vec<Vec<Value>>, Error> {
+    collect(&mut *connection.prepare_cached(sql).map_err(error)?, params)
+}
+
+fn collect(statement: &mut Statement<'_>, params: &[Value]) -> Result<Vec<Vec<Value>>, Error> {
+    let columns = statement.column_count();
     let mut rows = statement.query(rusqlite::params_from_iter(params)).map_err(error)?;
     let mut found = Vec::new();
     while let Some(row) = rows.next().map_err(error)? {
-        let values = (0..columns.len()).map(|at| value(row.get_ref(at).map_err(error)?, &columns[at]));
-        found.push(Row { columns: columns.clone(), values: values.collect::<Result<_, Error>>()? });
+        let values = (0..columns).map(|at| value(row.get_ref(at).map_err(error)?, at));
+        found.push(values.collect::<Result<_, Error>>()?);
     }
     Ok(found)
 }
 
-fn value(raw: ValueRef<'_>, column: &str) -> Result<Value, Error> {
-    let wrong =
-        |found| Error::ColumnType { column: column.to_owned(), expected: "integer, text or bytes", found };
+fn value(raw: ValueRef<'_>, at: usize) -> Result<Value, Error> {
+    let wrong = |found| {
+        let column = format!("number {at}");
+        Error::ColumnType { column, expected: "integer, text or bytes", found }
+    };
     match raw {
         ValueRef::Null => Ok(Value::Null),
         ValueRef::Integer(value) => Ok(Value::Int(value)),

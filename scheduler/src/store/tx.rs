@@ -40,6 +40,15 @@ impl<'a> Tx<'a> {
         self.note(rows)
     }
 
+    /// Rows without the names of their columns, for [`super::record`].
+    pub(super) fn query_values(&mut self, sql: &str, params: &[Value]) -> Result<Vec<Vec<Value>>, Error> {
+        let rows = match &mut self.session {
+            Session::Sqlite(connection) => sqlite::query_values(connection, sql, params),
+            Session::Postgres(session) => session.query_values(sql, params),
+        };
+        self.note(rows)
+    }
+
     /// The only row, or the first; [`Error::Absent`] if there is none.
     pub fn query_one(&mut self, what: &'static str, sql: &str, params: &[Value]) -> Result<Row, Error> {
         self.find_one(sql, params)?.ok_or(Error::Absent { what })

@@ -26,7 +26,7 @@ impl Value {
             .map_err(|source| Error::Json { column: "(parameter)".into(), source })
     }
 
-    fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &'static str {
         match self {
             Value::Null => "null",
             Value::Int(_) => "integer",
