@@ -80,7 +80,8 @@ pub struct ListAuditLog {
     pub limit: Option<u32>,
 }
 
-/// One thing done through the API. `action` and `type` are the same, `created_at` and `ts` too: two spellings clients use.
+/// One thing done through the API. `action` and `type` are the same, `created_at` and `ts` too: two spellings
+/// clients use.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AuditRow {
     pub id: String,

@@ -1,6 +1,8 @@
-//! The tenant REST API's types: what a request may hold and what an answer looks like, and the committed document.
+//! The tenant REST API's types: what a request may hold and what an answer looks like, and the committed
+//! document.
 //!
-//! Owns shapes and their JSON spelling. Must not decide anything: limits, defaults that depend on a tenant and
+//! Owns shapes and their JSON spelling. Must not decide anything: limits, defaults that depend on a tenant
+//! and
 //! every check live in the scheduler. A request type that grants something refuses unknown fields; the others
 //! ignore them, because clients send fields of features this server does not have.
 

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// A value a caller hands in: readable by the code that seals it, wiped when dropped, never printed or serialised.
+/// A value a caller hands in: readable by the code that seals it, wiped when dropped, never printed or
+/// serialised.
 #[derive(Clone)]
 pub struct Sensitive(Zeroizing<String>);
 

@@ -11,7 +11,8 @@ use crate::{Timestamp, sandbox::State};
 #[serde(default)]
 #[into_params(parameter_in = Query)]
 pub struct UsageParameters {
-    /// `external_user_id`, `external_workspace_id`, `external_project_id`, `workspace_id`, `project_id` or `sandbox_id`.
+    /// `external_user_id`, `external_workspace_id`, `external_project_id`, `workspace_id`, `project_id` or
+    /// `sandbox_id`.
     pub group_by: Option<String>,
     /// `7d`, `30d` or `month-to-date`.
     pub period: Option<String>,

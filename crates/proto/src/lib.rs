@@ -38,6 +38,8 @@ pub mod host {
 
     /// gRPC metadata key that names the sandbox a Gateway call is for.
     pub const SANDBOX_METADATA: &str = "roost-sandbox";
+    /// Message of the Gateway's own NOT_FOUND, which a guest's NOT_FOUND about a file never has.
+    pub const NOT_ATTACHED: &str = "no such sandbox is attached here";
     /// gRPC metadata key on a failed Gateway call whose code and text came from the guest, not from the gateway:
     /// it tells "no such file" from "no such sandbox". Present or absent; the value means nothing.
     pub const GUEST_STATUS_METADATA: &str = "roost-guest-status";

@@ -7,6 +7,10 @@ use crate::{secret, store};
 pub enum Error {
     #[error("send the API key in the header Authorization: Bearer <key>")]
     CredentialMissing,
+    #[error("the API key has expired; make a new one")]
+    CredentialExpired,
+    #[error("the API key was revoked")]
+    CredentialRevoked,
     #[error("{problem}")]
     Credential { problem: &'static str },
     #[error("a browser token opens previews, it cannot call this API")]

@@ -5,7 +5,8 @@
 //!   │             └──5xx, or worth another try──▶ given back, the next attempt runs again
 //!   └─lost──▶ same request: wait for the answer · another request: refused
 //! ```
-//! The work runs in a task of its own, so a client that goes away neither stops it nor leaves the key claimed.
+//! The work runs in a task of its own, so a client that goes away neither stops it nor leaves the key
+//! claimed.
 
 use std::time::Duration;
 

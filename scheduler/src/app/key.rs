@@ -1,6 +1,7 @@
 //! API keys: the look-up behind every call, and their life.
 //!
-//! A key is `<prefix><kind>_<43 random characters>`; only its SHA-256 and its first twelve characters are stored.
+//! A key is `<prefix><kind>_<43 random characters>`; only its SHA-256 and its first twelve characters are
+//! stored.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -28,7 +29,9 @@ impl App {
         }
         let (sha256, now_us) = (hash(token), self.now_us());
         let found = self.store.read(move |tx| api_key::find_live(tx, &sha256, now_us)).await?;
-        let key = found.ok_or(Error::Credential { problem: "the API key is unknown, expired or revoked" })?;
+        let Some(key) = found else {
+            return Err(self.explain_refusal(token).await?);
+        };
         if key.last_used_us.is_none_or(|last| last + USE_INTERVAL_US < now_us) {
             let id = key.id.clone();
             self.store.write(move |tx| api_key::record_use(tx, &id, now_us)).await?;
@@ -40,6 +43,19 @@ impl App {
             key_prefix: key.prefix,
             workspace_id: key.workspace_id,
             request_id,
+        })
+    }
+
+    /// Why a key is not alive. Only its holder learns it: the look-up is by the whole key.
+    async fn explain_refusal(&self, token: &str) -> Result<Error, Error> {
+        let sha256 = hash(token);
+        let found = self.store.read(move |tx| api_key::find_by_sha256(tx, &sha256)).await?;
+        Ok(match found {
+            Some(key) if key.revoked_us.is_some() => Error::CredentialRevoked,
+            Some(key) if key.expires_us.is_some_and(|expires_us| expires_us <= self.now_us()) => {
+                Error::CredentialExpired
+            }
+            _ => Error::Credential { problem: "the API key is unknown" },
         })
     }
 

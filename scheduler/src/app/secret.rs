@@ -82,7 +82,8 @@ fn owner(caller: &Caller, request: &SetSecret) -> Result<Owner, Error> {
     if reaches(caller, owner.word(), owner.key()) { Ok(owner) } else { Err(Error::WorkspaceForbidden) }
 }
 
-/// A workspace's key manages what belongs to its workspace and to itself: everything else resolves elsewhere too.
+/// A workspace's key manages what belongs to its workspace and to itself: everything else resolves elsewhere
+/// too.
 fn reaches(caller: &Caller, scope: &str, scope_key: &str) -> bool {
     match (&caller.workspace_id, scope) {
         (None, _) => true,

@@ -107,7 +107,8 @@ fn check(request: PatchSettings, max_share_ttl_s: u64) -> Result<Vec<(&'static s
     Ok(changes)
 }
 
-/// It is put into a header as it stands: scheme, host, perhaps a port, and nothing that could end a directive.
+/// It is put into a header as it stands: scheme, host, perhaps a port, and nothing that could end a
+/// directive.
 fn check_origin(origin: &str) -> Result<(), Error> {
     let problem =
         || Error::invalid(FRAME_ANCESTORS, "origins like https://app.example.com or https://*.example.com");

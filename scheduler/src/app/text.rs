@@ -1,4 +1,5 @@
-//! The caller's texts: names, slugs, tags, metadata, variables. Pure checks, each saying what would be accepted.
+//! The caller's texts: names, slugs, tags, metadata, variables. Pure checks, each saying what would be
+//! accepted.
 
 use std::collections::BTreeMap;
 

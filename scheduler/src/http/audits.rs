@@ -41,7 +41,7 @@ async fn get_egress_row(
     Ok(Json(Data { data: list::egress_row(&app, &caller, &id).await? }))
 }
 
-/// What was done through the API, oldest first.
+/// What was done through the API, newest first.
 #[utoipa::path(get, path = "/audit-log", tag = "audit", params(ListAuditLog),
     responses((status = 200, body = List<AuditRow>), (status = "default", body = ErrorEnvelope)))]
 async fn list_audit_log(

@@ -1,6 +1,7 @@
 //! The one place where an error becomes a code, a status and a body.
 //!
-//! Owns the mapping, the error envelope and the log line of what is our fault. Codes are `roost_domain`'s closed set;
+//! Owns the mapping, the error envelope and the log line of what is our fault. Codes are `roost_domain`'s
+//! closed set;
 //! nothing of a source (a host's answer, a statement, a path on this machine) reaches the outside.
 
 use axum::response::{IntoResponse, Response};
@@ -77,6 +78,8 @@ pub(super) fn describe(error: &Error) -> (StatusCode, ErrorEnvelope) {
 fn code(error: &Error) -> Code {
     match error {
         Error::CredentialMissing => Code::TokenMissing,
+        Error::CredentialExpired => Code::TokenExpired,
+        Error::CredentialRevoked => Code::TokenRevoked,
         Error::Credential { .. } => Code::InvalidToken,
         Error::BrowserToken => Code::BrowserTokenNotAllowed,
         Error::ScopeMissing { .. } => Code::InsufficientScope,

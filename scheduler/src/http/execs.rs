@@ -35,7 +35,10 @@ async fn exec(
 
 /// Runs a command; events `stdout` and `stderr` with one line each, then `exit`.
 #[utoipa::path(post, path = "/sandboxes/{id}/exec/stream", tag = "commands",
-    responses((status = 200, content_type = "text/event-stream", body = String), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, content_type = "text/event-stream", body = String),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn stream_exec(
     caller: Caller,
     State(app): State<Shared>,

@@ -141,7 +141,8 @@ fn refuse_json(path: &str, error: &serde_json::Error) -> Failure {
     }
 }
 
-/// serde_json's texts end in the position, which says nothing about a field, and quote values, which may be secrets.
+/// serde_json's texts end in the position, which says nothing about a field, and quote values, which may be
+/// secrets.
 fn without_position(text: &str) -> String {
     let text = text.split(" at line ").next().unwrap_or(text);
     match text.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected ")) {

@@ -85,7 +85,10 @@ async fn write_files_legacy(
 
 /// A file's bytes.
 #[utoipa::path(get, path = "/sandboxes/{id}/fs/download", tag = "files", params(PathParameters),
-    responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, content_type = "application/octet-stream", body = Vec<u8>),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn download_file(
     caller: Caller,
     State(app): State<Shared>,
@@ -98,7 +101,10 @@ async fn download_file(
 /// The older spelling of `fs/download`; the path counts from the root.
 #[utoipa::path(get, path = "/sandboxes/{id}/files/{*path}", tag = "files",
     params(("id" = String, Path), ("path" = String, Path)),
-    responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, content_type = "application/octet-stream", body = Vec<u8>),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn download_file_legacy(
     caller: Caller,
     State(app): State<Shared>,
@@ -170,7 +176,10 @@ async fn get_tree(
 
 /// Changes below a directory, as they happen.
 #[utoipa::path(get, path = "/sandboxes/{id}/files/watch", tag = "files", params(ListParameters),
-    responses((status = 200, content_type = "text/event-stream", body = String), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, content_type = "text/event-stream", body = String),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn watch_files(
     caller: Caller,
     State(app): State<Shared>,

@@ -1,4 +1,5 @@
-//! `Idempotency-Key` around a handler: the header, the answer's bytes, and nothing about what the answer means.
+//! `Idempotency-Key` around a handler: the header, the answer's bytes, and nothing about what the answer
+//! means.
 //!
 //! Only handlers whose answers hold no secret may use it: what they answer is stored.
 

@@ -1,6 +1,7 @@
 //! The tenant API over HTTP: reads requests, calls one operation, writes answers. Decides nothing.
 //!
-//! Owns the routes and with them the OpenAPI document, which is generated from the same annotations and compared with
+//! Owns the routes and with them the OpenAPI document, which is generated from the same annotations and
+//! compared with
 //! the committed one. Errors become answers in `error.rs` and nowhere else.
 
 use std::sync::Arc;
@@ -80,7 +81,8 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// A path that does not exist, or not with this method, is the same to a caller: this server does not have it.
+/// A path that does not exist, or not with this method, is the same to a caller: this server does not have
+/// it.
 async fn nothing_here(request: Request) -> error::Failure {
     Error::NoRoute { what: format!("{} {}", request.method(), request.uri().path()) }.into()
 }

@@ -1,4 +1,5 @@
-//! `/sandboxes/{id}/previews`, `/expose`, `/preview-token`, and the share tokens of a preview under both its paths.
+//! `/sandboxes/{id}/previews`, `/expose`, `/preview-token`, and the share tokens of a preview under both its
+//! paths.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -42,7 +43,11 @@ async fn expose_port(
 
 /// Publishes a port, privately unless asked otherwise; 200 with the preview it already has.
 #[utoipa::path(post, path = "/sandboxes/{id}/previews", tag = "previews",
-    responses((status = 200, body = Data<Preview>), (status = 201, body = Data<Preview>), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, body = Data<Preview>),
+        (status = 201, body = Data<Preview>),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn create_preview(
     caller: Caller,
     State(app): State<Shared>,
@@ -101,7 +106,8 @@ async fn delete_preview(
 }
 
 /// Mints a token for browsers; it is shown only here.
-#[utoipa::path(post, path = "/sandboxes/{id}/previews/{preview_id}/share", tag = "previews", request_body = MintShare,
+#[utoipa::path(post, path = "/sandboxes/{id}/previews/{preview_id}/share", tag = "previews",
+    request_body = MintShare,
     responses((status = 201, body = MintedShare), (status = "default", body = ErrorEnvelope)))]
 async fn mint_share(
     caller: Caller,
@@ -114,7 +120,8 @@ async fn mint_share(
 }
 
 /// The same by the preview's id alone.
-#[utoipa::path(post, path = "/previews/{preview_id}/share", tag = "previews", request_body = MintShare,
+#[utoipa::path(post, path = "/previews/{preview_id}/share", tag = "previews",
+    request_body = MintShare,
     responses((status = 201, body = MintedShare), (status = "default", body = ErrorEnvelope)))]
 async fn mint_share_by_preview(
     caller: Caller,
@@ -175,7 +182,8 @@ async fn revoke_shares_by_preview(
 }
 
 /// Mints a token for a port of a sandbox; it is shown only here.
-#[utoipa::path(post, path = "/sandboxes/{id}/preview-token", tag = "previews", request_body = MintPreviewToken,
+#[utoipa::path(post, path = "/sandboxes/{id}/preview-token", tag = "previews",
+    request_body = MintPreviewToken,
     responses((status = 201, body = Data<MintedPreviewToken>), (status = "default", body = ErrorEnvelope)))]
 async fn mint_preview_token(
     caller: Caller,

@@ -31,7 +31,11 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
 
 /// Runs a command to its end, or with `detached` leaves it running.
 #[utoipa::path(post, path = "/sandboxes/{id}/commands", tag = "commands",
-    responses((status = 200, body = Data<CommandResult>), (status = 201, body = Data<CommandResult>), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, body = Data<CommandResult>),
+        (status = 201, body = Data<CommandResult>),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn run_command(
     caller: Caller,
     State(app): State<Shared>,
@@ -78,7 +82,8 @@ async fn get_command_logs(
 }
 
 /// Sends a signal to a command's process group.
-#[utoipa::path(post, path = "/sandboxes/{id}/commands/{pid}/kill", tag = "commands", request_body = KillCommand,
+#[utoipa::path(post, path = "/sandboxes/{id}/commands/{pid}/kill", tag = "commands",
+    request_body = KillCommand,
     responses((status = 200, body = Data<Process>), (status = "default", body = ErrorEnvelope)))]
 async fn kill_command(
     caller: Caller,
@@ -150,7 +155,10 @@ async fn get_process_logs(
 
 /// What a process wrote, then what it writes; the last event is `exit`.
 #[utoipa::path(get, path = "/sandboxes/{id}/processes/{pid}/stream", tag = "commands",
-    responses((status = 200, content_type = "text/event-stream", body = String), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, content_type = "text/event-stream", body = String),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn stream_process(
     caller: Caller,
     State(app): State<Shared>,

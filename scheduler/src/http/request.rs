@@ -26,7 +26,8 @@ pub(super) async fn within<F: Future>(id: String, work: F) -> F::Output {
     CURRENT.scope(id, work).await
 }
 
-/// Makes the id and writes one line when the answer's head is ready. Query strings are left out: they may hold tokens.
+/// Makes the id and writes one line when the answer's head is ready. Query strings are left out: they may
+/// hold tokens.
 pub(super) async fn identify(request: Request, next: Next) -> Response {
     let id = roost_daemon::ids::fresh::<RequestId>().to_string();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());

@@ -44,8 +44,13 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
 /// Makes a sandbox.
 ///
 /// 201 with `wait` once it runs or has failed; 202 while it is still being made.
-#[utoipa::path(post, path = "/sandboxes", tag = "sandboxes", request_body = CreateSandbox, params(WaitParameters),
-    responses((status = 201, body = Data<Sandbox>), (status = 202, body = Data<Sandbox>), (status = "default", body = ErrorEnvelope)))]
+#[utoipa::path(post, path = "/sandboxes", tag = "sandboxes", params(WaitParameters),
+    request_body = CreateSandbox,
+    responses(
+        (status = 201, body = Data<Sandbox>),
+        (status = 202, body = Data<Sandbox>),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn create_sandbox(
     caller: Caller,
     State(app): State<Shared>,
@@ -113,7 +118,11 @@ async fn patch_sandbox(
 
 /// Destroys it: 202 while it is being taken down, 204 once nothing is left.
 #[utoipa::path(delete, path = "/sandboxes/{id}", tag = "sandboxes",
-    responses((status = 202, body = Data<Sandbox>), (status = 204), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 202, body = Data<Sandbox>),
+        (status = 204),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn delete_sandbox(
     caller: Caller,
     State(app): State<Shared>,
@@ -153,7 +162,11 @@ async fn extend_sandbox(
 
 /// Keeps memory and disk, runs nothing.
 #[utoipa::path(post, path = "/sandboxes/{id}/pause", tag = "sandboxes",
-    responses((status = 200, body = Data<Sandbox>), (status = 202, body = Data<Sandbox>), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, body = Data<Sandbox>),
+        (status = 202, body = Data<Sandbox>),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn pause_sandbox(
     caller: Caller,
     State(app): State<Shared>,
@@ -166,7 +179,11 @@ async fn pause_sandbox(
 
 /// Keeps the disk, runs nothing.
 #[utoipa::path(post, path = "/sandboxes/{id}/stop", tag = "sandboxes",
-    responses((status = 200, body = Data<Sandbox>), (status = 202, body = Data<Sandbox>), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, body = Data<Sandbox>),
+        (status = 202, body = Data<Sandbox>),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn stop_sandbox(
     caller: Caller,
     State(app): State<Shared>,
@@ -179,7 +196,11 @@ async fn stop_sandbox(
 
 /// Runs it again.
 #[utoipa::path(post, path = "/sandboxes/{id}/resume", tag = "sandboxes",
-    responses((status = 200, body = Data<Sandbox>), (status = 202, body = Data<Sandbox>), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, body = Data<Sandbox>),
+        (status = 202, body = Data<Sandbox>),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn resume_sandbox(
     caller: Caller,
     State(app): State<Shared>,
@@ -192,7 +213,11 @@ async fn resume_sandbox(
 
 /// The same as `resume`.
 #[utoipa::path(post, path = "/sandboxes/{id}/start", tag = "sandboxes",
-    responses((status = 200, body = Data<Sandbox>), (status = 202, body = Data<Sandbox>), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, body = Data<Sandbox>),
+        (status = 202, body = Data<Sandbox>),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn start_sandbox(
     caller: Caller,
     State(app): State<Shared>,
@@ -235,7 +260,10 @@ async fn get_readiness(
 
 /// One event: `ready`, or `timeout` where it will not be.
 #[utoipa::path(get, path = "/sandboxes/{id}/readiness/stream", tag = "sandboxes",
-    responses((status = 200, content_type = "text/event-stream", body = String), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, content_type = "text/event-stream", body = String),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn stream_readiness(
     caller: Caller,
     State(app): State<Shared>,

@@ -25,9 +25,14 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(get_resolution))
 }
 
-/// Stores a secret; 200 where it replaced one of the same scope, owner and name. No answer ever holds the value.
+/// Stores a secret; 200 where it replaced one of the same scope, owner and name. No answer ever holds the
+/// value.
 #[utoipa::path(post, path = "/egress/secrets", tag = "secrets",
-    responses((status = 200, body = SetSecretAnswer), (status = 201, body = SetSecretAnswer), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, body = SetSecretAnswer),
+        (status = 201, body = SetSecretAnswer),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn set_secret(
     caller: Caller,
     State(app): State<Shared>,

@@ -25,7 +25,11 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
 
 /// Makes a workspace; 200 and `reused` where one of this external id exists.
 #[utoipa::path(post, path = "/workspaces", tag = "workspaces",
-    responses((status = 200, body = WorkspaceAnswer), (status = 201, body = WorkspaceAnswer), (status = "default", body = ErrorEnvelope)))]
+    responses(
+        (status = 200, body = WorkspaceAnswer),
+        (status = 201, body = WorkspaceAnswer),
+        (status = "default", body = ErrorEnvelope),
+    ))]
 async fn create_workspace(
     caller: Caller,
     State(app): State<Shared>,

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::world::{World, operations};
 
-/// method, path (`{id}` is a running sandbox, `{preview}` one of its previews), body, status, code, what is named.
+/// method, path (`{id}` is a running sandbox, `{preview}` one of its previews), body, status, code, what is
+/// named.
 type Row = (&'static str, &'static str, Value, u16, &'static str, &'static str);
 
 fn table() -> Vec<Row> {

@@ -1,4 +1,5 @@
-//! Holds answers against the OpenAPI document: known path, listed status, listed content type, and a body of the
+//! Holds answers against the OpenAPI document: known path, listed status, listed content type, and a body of
+//! the
 //! schema's shape. Knows the part of JSON Schema the document uses, and panics at the rest.
 
 use std::collections::BTreeSet;
@@ -94,7 +95,8 @@ impl Conformance {
         }
     }
 
-    /// `whole`: the schema describes all of the value, so that a field it does not show is a lie of the document.
+    /// `whole`: the schema describes all of the value, so that a field it does not show is a lie of the
+    /// document.
     fn judge(&self, place: &str, schema: &Value, value: &Value, whole: bool) -> Result<(), String> {
         let schema = self.resolve(schema);
         if let Some(choices) = schema.get("oneOf").or_else(|| schema.get("anyOf")).and_then(Value::as_array) {

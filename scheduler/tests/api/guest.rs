@@ -1,11 +1,13 @@
 //! A tiny sandbox behind the `Gateway` service: a directory for files, `/bin/sh` for commands.
 //!
-//! `/workspace` is the directory, both in paths and as the working directory; commands get nothing of this process's
+//! `/workspace` is the directory, both in paths and as the working directory; commands get nothing of this
+//! process's
 //! environment but `PATH`.
 
 use std::collections::HashMap;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -17,7 +19,7 @@ use roost_proto::guest::*;
 use roost_proto::host::SANDBOX_METADATA;
 use roost_proto::host::gateway_server::Gateway;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -94,104 +96,97 @@ async fn pump(mut from: impl AsyncReadExt + Unpin, to: mpsc::Sender<Vec<u8>>) {
     }
 }
 
-impl Guest {
-    async fn run(
-        self,
-        sandbox: String,
-        home: PathBuf,
-        start: ExecStart,
-        mut inputs: Streaming<ExecInput>,
-        out: mpsc::Sender<Result<ExecOutput, Status>>,
-    ) {
-        let began = Instant::now();
-        let mut command = if start.shell.is_empty() {
-            let mut command = Command::new(&start.argv[0]);
-            command.args(&start.argv[1..]);
-            command
-        } else {
-            let mut command = Command::new("/bin/sh");
-            command.arg("-c").arg(&start.shell);
-            command
-        };
-        command.current_dir(&home).env_clear().env("PATH", "/usr/bin:/bin").envs(&start.environment);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().unwrap();
-        let pid = child.id().unwrap();
-        let text = if start.shell.is_empty() { start.argv.join(" ") } else { start.shell.clone() };
-        let key = (sandbox, pid);
-        let process = Process {
-            pid,
-            name: start.name,
-            command: text,
-            started_us: roost_daemon::clock::now_us(),
-            running: true,
-            exited: None,
-        };
-        self.processes.lock().unwrap().insert(key.clone(), process);
-        let say = |output| ExecOutput { output: Some(output) };
-        let _ = out.send(Ok(say(Output::Started(ExecStarted { pid })))).await;
-        let mut stdin = child.stdin.take().unwrap();
-        let feed = start.stdin;
-        tokio::spawn(async move {
-            while feed
-                && let Ok(Some(ExecInput { input: Some(Input::Stdin(bytes)) })) = inputs.message().await
-            {
-                if stdin.write_all(&bytes).await.is_err() {
-                    return;
-                }
-            }
-        });
+/// One process on its way, and where its output goes.
+struct Running {
+    guest: Guest,
+    name: Name,
+    out: mpsc::Sender<Result<ExecOutput, Status>>,
+}
+
+impl Running {
+    async fn say(&self, output: Output) {
+        let _ = self.out.send(Ok(ExecOutput { output: Some(output) })).await;
+    }
+
+    async fn wrote(&self, bytes: Vec<u8>, output: fn(Bytes) -> Output) {
+        self.guest.output.lock().unwrap().entry(self.name.clone()).or_default().extend_from_slice(&bytes);
+        self.say(output(bytes.into())).await;
+    }
+
+    /// Passes on what the process writes until it ends or its time is over.
+    async fn follow(&self, mut child: Child, deadline_ms: u64) -> Option<ExitStatus> {
         let (stdout_to, mut stdout) = mpsc::channel(64);
         let (stderr_to, mut stderr) = mpsc::channel(64);
         tokio::spawn(pump(child.stdout.take().unwrap(), stdout_to));
         tokio::spawn(pump(child.stderr.take().unwrap(), stderr_to));
-        let deadline = if start.deadline_ms == 0 {
-            Duration::from_secs(3600)
-        } else {
-            Duration::from_millis(start.deadline_ms)
-        };
-        let keep = |bytes: &[u8]| {
-            self.output.lock().unwrap().entry(key.clone()).or_default().extend_from_slice(bytes)
-        };
+        let deadline = Duration::from_millis(if deadline_ms == 0 { 3_600_000 } else { deadline_ms });
         let waited = tokio::time::timeout(deadline, async {
             loop {
                 tokio::select! {
-                    Some(bytes) = stdout.recv() => { keep(&bytes); let _ = out.send(Ok(say(Output::Stdout(bytes.into())))).await; }
-                    Some(bytes) = stderr.recv() => { keep(&bytes); let _ = out.send(Ok(say(Output::Stderr(bytes.into())))).await; }
+                    Some(bytes) = stdout.recv() => self.wrote(bytes, Output::Stdout).await,
+                    Some(bytes) = stderr.recv() => self.wrote(bytes, Output::Stderr).await,
                     status = child.wait() => return status.unwrap(),
                 }
             }
-        })
-        .await;
-        let timed_out = waited.is_err();
-        if timed_out {
+        });
+        let ended = waited.await.ok();
+        if ended.is_none() {
             child.kill().await.unwrap();
         }
         // What a shell wrote before it ended is on its way; what its children still write is not waited for.
-        while let Ok(Some(bytes)) = tokio::time::timeout(Duration::from_millis(20), stdout.recv()).await {
-            keep(&bytes);
-            let _ = out.send(Ok(say(Output::Stdout(bytes.into())))).await;
+        const REST: Duration = Duration::from_millis(20);
+        while let Ok(Some(bytes)) = tokio::time::timeout(REST, stdout.recv()).await {
+            self.wrote(bytes, Output::Stdout).await;
         }
-        while let Ok(Some(bytes)) = tokio::time::timeout(Duration::from_millis(20), stderr.recv()).await {
-            keep(&bytes);
-            let _ = out.send(Ok(say(Output::Stderr(bytes.into())))).await;
+        while let Ok(Some(bytes)) = tokio::time::timeout(REST, stderr.recv()).await {
+            self.wrote(bytes, Output::Stderr).await;
         }
-        use std::os::unix::process::ExitStatusExt;
-        let signal =
-            waited.as_ref().ok().and_then(|status| status.signal()).unwrap_or(if timed_out { 15 } else { 0 });
-        let code = waited.ok().and_then(|status| status.code()).unwrap_or(128 + signal);
+        ended
+    }
+
+    async fn exited(&self, ended: Option<ExitStatus>, duration: Duration) {
+        let signal = ended.map_or(15, |status| status.signal().unwrap_or(0));
         let exited = ExecExited {
-            exit_code: code,
-            signal: signal as u32,
-            timed_out,
-            duration_us: i64::try_from(began.elapsed().as_micros()).unwrap(),
+            exit_code: ended.and_then(|status| status.code()).unwrap_or(128 + signal),
+            signal: signal.unsigned_abs(),
+            timed_out: ended.is_none(),
+            duration_us: i64::try_from(duration.as_micros()).unwrap(),
         };
-        if let Some(process) = self.processes.lock().unwrap().get_mut(&key) {
+        if let Some(process) = self.guest.processes.lock().unwrap().get_mut(&self.name) {
             process.running = false;
             process.exited = Some(exited);
         }
-        let _ = out.send(Ok(say(Output::Exited(exited)))).await;
+        self.say(Output::Exited(exited)).await;
     }
+}
+
+fn spawn(home: &Path, start: &ExecStart) -> Child {
+    let argv = match start.shell.as_str() {
+        "" => start.argv.clone(),
+        text => vec!["/bin/sh".into(), "-c".into(), text.into()],
+    };
+    let mut command = Command::new(&argv[0]);
+    command.args(&argv[1..]).current_dir(home);
+    command.env_clear().env("PATH", "/usr/bin:/bin").envs(&start.environment);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command.spawn().unwrap()
+}
+
+async fn run(running: Running, mut child: Child, start: ExecStart, mut inputs: Streaming<ExecInput>) {
+    let began = Instant::now();
+    let mut stdin = child.stdin.take().unwrap();
+    let feed = start.stdin;
+    tokio::spawn(async move {
+        while feed && let Ok(Some(input)) = inputs.message().await {
+            let Some(Input::Stdin(bytes)) = input.input else { return };
+            if stdin.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    });
+    running.say(Output::Started(ExecStarted { pid: running.name.1 })).await;
+    let ended = running.follow(child, start.deadline_ms).await;
+    running.exited(ended, began.elapsed()).await;
 }
 
 fn answers<T>(items: Vec<T>) -> Response<Answers<T>>
@@ -225,8 +220,20 @@ impl Gateway for Guest {
         let Some(Input::Start(start)) = inputs.message().await?.and_then(|input| input.input) else {
             return Err(Status::invalid_argument("the first message starts"));
         };
-        let (sender, receiver) = mpsc::channel(256);
-        tokio::spawn(self.clone().run(sandbox, home, start, inputs, sender));
+        let (out, receiver) = mpsc::channel(256);
+        let child = spawn(&home, &start);
+        let name = (sandbox, child.id().unwrap());
+        let text = if start.shell.is_empty() { start.argv.join(" ") } else { start.shell.clone() };
+        let process = Process {
+            pid: name.1,
+            name: start.name.clone(),
+            command: text,
+            started_us: roost_daemon::clock::now_us(),
+            running: true,
+            exited: None,
+        };
+        self.processes.lock().unwrap().insert(name.clone(), process);
+        tokio::spawn(run(Running { guest: self.clone(), name, out }, child, start, inputs));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 

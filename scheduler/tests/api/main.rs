@@ -1,4 +1,5 @@
-//! The tenant API over a real SQLite store and a host that is not there: its two gRPC services answer from this
+//! The tenant API over a real SQLite store and a host that is not there: its two gRPC services answer from
+//! this
 //! process, over the fleet's own mutual TLS, and run commands in a directory.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, unreachable_pub)]

@@ -43,7 +43,8 @@ async fn names_become_slugs_and_only_chosen_slugs_can_conflict() {
 async fn labels_are_kept_byte_for_byte_and_make_workspaces_and_projects() {
     let world = World::start().await;
     let labels = json!({
-        "external_user_id": "dr_smith@clinic1.example", "external_workspace_id": "Clinic 1", "external_project_id": "a/b?c#d",
+        "external_user_id": "dr_smith@clinic1.example", "external_workspace_id": "Clinic 1",
+        "external_project_id": "a/b?c#d",
     });
     let one = world.sandbox(labels.clone()).await;
     let two = world.sandbox(labels.clone()).await;
@@ -304,7 +305,8 @@ async fn files_go_in_and_come_out_unchanged() {
         .data();
     assert_eq!((stat["size"].as_u64(), stat["name"].as_str()), (Some(200_000), Some("data.json")));
     let many = json!({ "files": [
-        { "path": "a.txt", "content_base64": STANDARD.encode("a") }, { "path": "b.txt", "content_base64": "***" },
+        { "path": "a.txt", "content_base64": STANDARD.encode("a") },
+        { "path": "b.txt", "content_base64": "***" },
         { "path": "/workspace/deep", "content_base64": "" },
     ] });
     let result = world.post(&format!("/sandboxes/{id}/fs/write-many"), many).await.expect(200).json();

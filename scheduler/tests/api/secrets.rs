@@ -80,7 +80,9 @@ async fn resolution_explains_the_six_steps() {
     assert_eq!(winner().await, "external_user");
     set(&world, json!({})).await;
     assert_eq!(winner().await, "user");
-    let body = json!({ "secret_id": user["id"], "resource_id": id, "resource_type": "sandbox", "expose_as_env": "OPENAI_API_KEY" });
+    let body = json!({
+        "secret_id": user["id"], "resource_id": id, "resource_type": "sandbox", "expose_as_env": "OPENAI_API_KEY",
+    });
     world.post("/egress/bindings", body.clone()).await.expect(201);
     assert_eq!(winner().await, "binding");
     assert_eq!(world.post("/egress/bindings", body).await.code(), "env_taken");
@@ -138,7 +140,8 @@ async fn an_end_users_secret_on_another_users_sandbox_needs_the_value() {
     let world = World::start().await;
     let sandbox = world.sandbox(json!({ "external_user_id": "u2" })).await;
     let secret = set(&world, json!({ "scope": "external_user", "external_user_id": "u1" })).await;
-    let body = |value: Option<&str>| json!({ "secret_id": secret["id"], "resource_id": sandbox["id"], "value": value });
+    let (secret, resource) = (&secret["id"], &sandbox["id"]);
+    let body = |value: Option<&str>| json!({ "secret_id": secret, "resource_id": resource, "value": value });
     for value in [None, Some("wrong")] {
         let refused = world.post("/egress/bindings", body(value)).await;
         assert_eq!((refused.status, refused.code().as_str()), (403, "secret_not_theirs"));

@@ -1,4 +1,5 @@
-//! Whose things are whose: every route with another tenant's ids is 404, and keys reach what their scopes say.
+//! Whose things are whose: every route with another tenant's ids is 404, and keys reach what their scopes
+//! say.
 
 use std::collections::BTreeMap;
 
@@ -198,7 +199,8 @@ async fn a_revoked_key_is_dead_at_once() {
     world.call_as(key, "GET", "/sandboxes", None, &[]).await.expect(200);
     world.call_as(key, "GET", "/api-keys", None, &[]).await.expect(403);
     world.delete(&format!("/api-keys/{}", made["id"].as_str().unwrap())).await.expect(204);
-    world.call_as(key, "GET", "/sandboxes", None, &[]).await.expect(401);
+    let dead = world.call_as(key, "GET", "/sandboxes", None, &[]).await.expect(401);
+    assert_eq!(dead.code(), "token_revoked");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,5 @@
-//! Every operation of the document once, successfully: the document, the router and what is exercised are one set.
+//! Every operation of the document once, successfully: the document, the router and what is exercised are one
+//! set.
 
 use std::collections::BTreeSet;
 
@@ -160,7 +161,8 @@ async fn previews(tour: &mut Tour, id: &str) {
 }
 
 async fn secrets(tour: &mut Tour, id: &str) {
-    let body = json!({ "name": "OPENAI_API_KEY", "value": "sk-0123456789abcdef", "expose_as_env": "OPENAI_API_KEY" });
+    let name = "OPENAI_API_KEY";
+    let body = json!({ "name": name, "value": "sk-0123456789abcdef", "expose_as_env": name });
     let secret = tour.go("POST", "/egress/secrets", "/egress/secrets", Some(body), 201).await.data();
     let secret = secret["id"].as_str().unwrap().to_owned();
     tour.go("GET", "/egress/secrets", "/egress/secrets", None, 200).await;

@@ -16,13 +16,14 @@ pub async fn plant_egress_row(world: &World, sandbox: &str) -> String {
     let now_us = world.app.now_us();
     let event_id = roost_daemon::ids::fresh::<EventId>().to_string();
     let intent = json!({
-        "record": "intent", "event_id": event_id, "time_us": now_us, "execution": "exe_01d39zy06fgsctvn4t2v9pkhfz",
-        "sandbox": sandbox, "scheme": "https", "host": "api.openai.com", "port": 443, "method": "GET", "path": "/v1/models",
+        "record": "intent", "event_id": event_id, "time_us": now_us, "sandbox": sandbox,
+        "execution": "exe_01d39zy06fgsctvn4t2v9pkhfz", "scheme": "https",
+        "host": "api.openai.com", "port": 443, "method": "GET", "path": "/v1/models",
         "secrets": [{ "env": "OPENAI_API_KEY", "resolved_by": "external_user", "swapped": true }],
     });
     let done = json!({
-        "record": "completion", "event_id": event_id, "time_us": now_us + 5, "action": "allow", "status_code": 401,
-        "duration_us": 5000, "bytes_in": 10, "bytes_out": 20,
+        "record": "completion", "event_id": event_id, "time_us": now_us + 5, "action": "allow",
+        "status_code": 401, "duration_us": 5000, "bytes_in": 10, "bytes_out": 20,
     });
     let lines = format!("{intent}\n{done}\n");
     let taken =

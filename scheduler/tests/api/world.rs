@@ -1,4 +1,5 @@
-//! A whole scheduler in this process, two tenants, and a client whose every answer is checked against the document.
+//! A whole scheduler in this process, two tenants, and a client whose every answer is checked against the
+//! document.
 
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};

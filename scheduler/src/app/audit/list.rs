@@ -54,7 +54,7 @@ pub async fn egress_row(app: &App, caller: &Caller, id: &str) -> Result<EgressRo
     visible.map(egress_record).ok_or(Error::NotFound { what: "audit row" })
 }
 
-/// What was done through the API, oldest first.
+/// What was done through the API, newest first.
 pub async fn control(app: &App, caller: &Caller, query: ListAuditLog) -> Result<List<AuditRow>, Error> {
     caller.require(Scope::AuditRead)?;
     let (since_us, until_us) = span(query.since.as_deref(), query.until.as_deref(), app.now_us())?;
@@ -71,7 +71,7 @@ pub async fn control(app: &App, caller: &Caller, query: ListAuditLog) -> Result<
         since_us,
         until_us,
         after: query.after.as_deref().map(read_cursor).transpose()?,
-        newest_first: false,
+        newest_first: true,
         limit: limit + 1,
         ..audit_log::Filter::default()
     };

@@ -133,41 +133,58 @@ where
     S: Stream<Item = Result<ExecOutput, Status>> + Send + Unpin + 'static,
 {
     async_stream::stream! {
-        let mut outputs = outputs;
-        let (mut stdout, mut stderr) = (Lines::default(), Lines::default());
+        let (mut outputs, mut framing) = (outputs, Framing::default());
         loop {
-            let waits = stdout.has_rest() || stderr.has_rest();
-            let next = if waits {
-                tokio::time::timeout(PARTIAL_LINE_WAIT, outputs.next()).await.ok()
-            } else {
-                Some(outputs.next().await)
+            let next = match framing.has_rest() {
+                true => tokio::time::timeout(PARTIAL_LINE_WAIT, outputs.next()).await.ok(),
+                false => Some(outputs.next().await),
             };
-            match next {
-                None => {
-                    if let Some(rest) = stdout.take_rest() { yield Frame::Stdout(rest); }
-                    if let Some(rest) = stderr.take_rest() { yield Frame::Stderr(rest); }
-                }
-                Some(Some(Ok(message))) => match message.output {
-                    Some(Output::Stdout(chunk)) => for line in stdout.push(&chunk) { yield Frame::Stdout(line); },
-                    Some(Output::Stderr(chunk)) => for line in stderr.push(&chunk) { yield Frame::Stderr(line); },
-                    Some(Output::Exited(exited)) => {
-                        if let Some(rest) = stdout.take_rest() { yield Frame::Stdout(rest); }
-                        if let Some(rest) = stderr.take_rest() { yield Frame::Stderr(rest); }
-                        yield Frame::Exit(exit_frame(&exited));
-                        return;
-                    }
-                    Some(Output::Started(_)) | None => {}
-                },
-                Some(Some(Err(status))) => {
-                    yield Frame::Broken(status.message().to_owned());
-                    return;
-                }
-                Some(None) => {
-                    yield Frame::Broken("the output ended before the process did".to_owned());
-                    return;
-                }
+            let ready = match next {
+                None => framing.take_rest(),
+                Some(Some(Ok(message))) => framing.take(message.output),
+                Some(Some(Err(status))) => vec![Frame::Broken(status.message().to_owned())],
+                Some(None) => vec![Frame::Broken("the output ended before the process did".to_owned())],
+            };
+            let over = matches!(ready.last(), Some(Frame::Exit(_) | Frame::Broken(_)));
+            for frame in ready {
+                yield frame;
+            }
+            if over {
+                return;
             }
         }
+    }
+}
+
+/// Both streams of one process, cut into lines.
+#[derive(Debug, Default)]
+struct Framing {
+    stdout: Lines,
+    stderr: Lines,
+}
+
+impl Framing {
+    fn has_rest(&self) -> bool {
+        self.stdout.has_rest() || self.stderr.has_rest()
+    }
+
+    fn take(&mut self, output: Option<Output>) -> Vec<Frame> {
+        match output {
+            Some(Output::Stdout(chunk)) => self.stdout.push(&chunk).into_iter().map(Frame::Stdout).collect(),
+            Some(Output::Stderr(chunk)) => self.stderr.push(&chunk).into_iter().map(Frame::Stderr).collect(),
+            Some(Output::Exited(exited)) => {
+                let mut frames = self.take_rest();
+                frames.push(Frame::Exit(exit_frame(&exited)));
+                frames
+            }
+            Some(Output::Started(_)) | None => Vec::new(),
+        }
+    }
+
+    fn take_rest(&mut self) -> Vec<Frame> {
+        let stdout = self.stdout.take_rest().map(Frame::Stdout);
+        let stderr = self.stderr.take_rest().map(Frame::Stderr);
+        stdout.into_iter().chain(stderr).collect()
     }
 }
 

@@ -108,14 +108,14 @@ pub async fn read(
 pub async fn stat(guest: &Guest, path: &str) -> Result<FileInfo, Error> {
     let path = guest_path(path)?;
     let request = StatFileRequest { path: path.clone(), follow: true };
-    let answer = guest.client.clone().stat_file(guest.request(request)).await;
+    let answer = guest.client.clone().stat_file(guest.quick(request)).await;
     Ok(info(answer.map_err(|status| refuse(status, Some(&path)))?.into_inner()))
 }
 
 pub async fn list(guest: &Guest, path: Option<&str>, depth: u32) -> Result<Directory, Error> {
     let path = guest_path(path.unwrap_or(HOME))?;
     let request = ListDirectoryRequest { path: path.clone(), depth };
-    let answer = guest.client.clone().list_directory(guest.request(request)).await;
+    let answer = guest.client.clone().list_directory(guest.quick(request)).await;
     let reply = answer.map_err(|status| refuse(status, Some(&path)))?.into_inner();
     Ok(Directory { path, entries: reply.entries.into_iter().map(info).collect(), truncated: reply.truncated })
 }

@@ -1,10 +1,13 @@
 //! Calls into a running sandbox, through the guest gateway on its host.
 //!
-//! Owns how gateway answers become results and errors. Must not decide who may call (`App::guest` did) and keeps no
+//! Owns how gateway answers become results and errors. Must not decide who may call (`App::guest` did) and
+//! keeps no
 //! state: dropping a call ends it on the other side too.
 
-use roost_proto::host::SANDBOX_METADATA;
+use std::time::Duration;
+
 use roost_proto::host::gateway_client::GatewayClient;
+use roost_proto::host::{NOT_ATTACHED, SANDBOX_METADATA};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -16,8 +19,10 @@ pub mod file;
 pub mod output;
 pub mod process;
 
-/// The largest message of the contract is a file chunk of 64 KiB; a directory listing of 10,000 entries is more.
+/// A file chunk has 64 KiB; a directory listing of 10,000 entries is the largest message.
 const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+/// For calls that neither stream nor run anything of the tenant's.
+const QUICK_DEADLINE: Duration = Duration::from_secs(30);
 
 /// One running sandbox, reachable.
 #[derive(Debug, Clone)]
@@ -34,6 +39,13 @@ impl Guest {
         Ok(Self { client: client.max_decoding_message_size(MAX_MESSAGE_BYTES), sandbox })
     }
 
+    /// A call that is over in a moment unless something is wrong on the way.
+    fn quick<T>(&self, message: T) -> Request<T> {
+        let mut request = self.request(message);
+        request.set_timeout(QUICK_DEADLINE);
+        request
+    }
+
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert(SANDBOX_METADATA, self.sandbox.clone());
@@ -45,6 +57,9 @@ impl Guest {
 fn refuse(status: Status, path: Option<&str>) -> Error {
     let problem = status.message().to_owned();
     match (status.code(), path) {
+        (Code::NotFound, _) if status.message() == NOT_ATTACHED => {
+            Error::HostSilent { source: Some(status.into()) }
+        }
         (Code::NotFound, Some(path)) => Error::Path {
             path: path.to_owned(),
             problem: "no such file or directory".into(),

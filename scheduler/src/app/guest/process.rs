@@ -30,7 +30,7 @@ pub async fn start(guest: &Guest, plan: Plan) -> Result<u32, Error> {
 }
 
 pub async fn list(guest: &Guest) -> Result<Vec<Process>, Error> {
-    let answer = guest.client.clone().list_processes(guest.request(ListProcessesRequest {})).await;
+    let answer = guest.client.clone().list_processes(guest.quick(ListProcessesRequest {})).await;
     let processes = answer.map_err(|status| refuse(status, None))?.into_inner().processes;
     Ok(processes.into_iter().map(record).collect())
 }
@@ -85,7 +85,7 @@ pub async fn signal(guest: &Guest, pid: u32, signal: u32) -> Result<(), Error> {
         return Ok(());
     }
     let request = SignalRequest { pid, signal, group: true };
-    guest.client.clone().signal(guest.request(request)).await.map_err(|status| refuse(status, None))?;
+    guest.client.clone().signal(guest.quick(request)).await.map_err(|status| refuse(status, None))?;
     Ok(())
 }
 

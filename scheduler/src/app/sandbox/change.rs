@@ -177,7 +177,7 @@ pub async fn set_variables(
 ) -> Result<Vec<Variable>, Error> {
     caller.require(Scope::SandboxesWrite)?;
     if let Some(sealed) = request.vars.iter().find(|variable| variable.encrypted == Some(true)) {
-        let problem = "cannot be encrypted here; store it with POST /egress/secrets, which never shows it to the sandbox";
+        let problem = "cannot be encrypted here: POST /egress/secrets keeps it from the sandbox";
         return Err(Error::invalid(format!("vars.{}", sealed.key), problem));
     }
     let added: BTreeMap<String, String> =
@@ -196,7 +196,8 @@ pub async fn remove_variable(app: &App, caller: &Caller, reference: &str, key: S
     Ok(())
 }
 
-/// Reads, edits and writes the variables in one transaction. `edit` says whether it found what it was to change.
+/// Reads, edits and writes the variables in one transaction. `edit` says whether it found what it was to
+/// change.
 async fn change_environment(
     app: &App,
     caller: &Caller,

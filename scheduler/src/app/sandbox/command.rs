@@ -140,7 +140,8 @@ pub async fn start(
     process::get(&guest, pid).await
 }
 
-/// The sandbox's own variables, the placeholders of its secrets, and what the request adds, each over the one before.
+/// The sandbox's own variables, the placeholders of its secrets, and what the request adds, each over the one
+/// before.
 async fn merged(
     app: &App,
     row: &Row,

@@ -1,4 +1,5 @@
-//! Making a sandbox: quota, placement, and one transaction that leaves a row, a reservation, an event and an audit
+//! Making a sandbox: quota, placement, and one transaction that leaves a row, a reservation, an event and an
+//! audit
 //! row, or nothing.
 
 use std::time::Duration;
@@ -140,7 +141,8 @@ impl Admission {
     fn row(&self, workspace: &tenant::Workspace, project: &tenant::Project) -> Row {
         let (wish, now_us) = (&self.wish, self.fresh.now_us);
         let id = self.id.to_string();
-        // A sandbox nobody named is named after its id, whose end differs from all others made in that moment.
+        // A sandbox nobody named is named after its id, whose end differs from all others made in that
+        // moment.
         let body = self.id.ulid_text();
         let name = wish.name.clone().unwrap_or_else(|| format!("sandbox-{}", &body[body.len() - 8..]));
         Row {
