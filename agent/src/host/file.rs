@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,6 +23,7 @@ use super::tool;
 pub const UNFINISHED: &str = ".unfinished";
 const MKE2FS_DEADLINE: Duration = Duration::from_secs(60);
 const MIB: u64 = 1024 * 1024;
+const COPY_BYTES: usize = 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -131,14 +132,37 @@ fn copy_extents(from: &File, to: &File) -> io::Result<()> {
             other => other?,
         };
         let end = lseek(from, start, Whence::SeekHole)?;
-        let (mut read_at, mut write_at) = (start, start);
-        while read_at < end {
-            let wanted = (end - read_at) as usize;
-            if copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), wanted)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
+        copy_range(from, to, start, end)?;
         position = end;
+    }
+    Ok(())
+}
+
+fn copy_range(from: &File, to: &File, start: i64, end: i64) -> io::Result<()> {
+    let (mut read_at, mut write_at) = (start, start);
+    while read_at < end {
+        let wanted = (end - read_at) as usize;
+        match copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), wanted) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            // Two file systems that the kernel does not copy between.
+            Err(Errno::EXDEV | Errno::EOPNOTSUPP | Errno::EINVAL) => {
+                return copy_by_hand(from, to, read_at as u64, end as u64);
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
+    let mut buffer = vec![0u8; COPY_BYTES];
+    let mut at = start;
+    while at < end {
+        let piece = &mut buffer[..(end - at).min(COPY_BYTES as u64) as usize];
+        from.read_exact_at(piece, at)?;
+        to.write_all_at(piece, at)?;
+        at += piece.len() as u64;
     }
     Ok(())
 }
@@ -237,7 +261,6 @@ pub fn remove_unfinished(dir: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::FileExt;
 
     fn directory() -> tempfile::TempDir {
         tempfile::tempdir().expect("a directory")
@@ -259,23 +282,35 @@ mod tests {
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
     }
 
-    #[test]
-    fn a_copy_keeps_data_and_holes() {
-        let dir = directory();
-        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-        let file = File::create(&from).expect("made");
+    fn check_copy(from: &Path, to: &Path) {
+        let file = File::create(from).expect("made");
         file.set_len(64 * MIB).expect("sized");
         file.write_all_at(b"first", 0).expect("written");
         file.write_all_at(b"middle", 33 * MIB + 17).expect("written");
         file.sync_all().expect("synced");
-        copy_sparse(&from, &to).expect("copied");
-        assert_eq!(fs::metadata(&to).expect("there").len(), 64 * MIB);
-        assert!(allocated_bytes(&to).expect("measured") <= MIB, "holes were filled");
-        let copy = File::open(&to).expect("opened");
-        let mut text = [0u8; 6];
-        copy.read_exact_at(&mut text, 33 * MIB + 17).expect("read");
-        assert_eq!(&text, b"middle");
-        assert!(fs::read(&from).expect("read") == fs::read(&to).expect("read"), "copies differ");
+        copy_sparse(from, to).expect("copied");
+        assert_eq!(fs::metadata(to).expect("there").len(), 64 * MIB);
+        assert!(allocated_bytes(to).expect("measured") <= MIB, "holes were filled");
+        assert!(fs::read(from).expect("read") == fs::read(to).expect("read"), "copies differ");
+    }
+
+    #[test]
+    fn a_copy_keeps_data_and_holes() {
+        let dir = directory();
+        check_copy(&dir.path().join("from"), &dir.path().join("to"));
+    }
+
+    #[test]
+    fn a_copy_crosses_file_systems() {
+        let (disk, memory) = (directory(), tempfile::tempdir_in("/dev/shm").expect("a directory"));
+        let device = |dir: &tempfile::TempDir| fs::metadata(dir.path()).expect("there").dev();
+        assert_ne!(
+            device(&disk),
+            device(&memory),
+            "this test needs /tmp and /dev/shm to be two file systems"
+        );
+        check_copy(&disk.path().join("disk"), &memory.path().join("disk"));
+        check_copy(&memory.path().join("back"), &disk.path().join("back"));
     }
 
     #[test]
