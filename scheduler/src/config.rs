@@ -16,6 +16,13 @@ const REVOCATION_BOUND_S: std::ops::RangeInclusive<u64> = 10..=600;
 pub enum Error {
     #[error("store.url is needed for PostgreSQL: postgres://user@host/database")]
     NoUrl,
+    #[error("store.url is not a PostgreSQL address")]
+    Url,
+    #[error(
+        "the database would be reached over a network in clear: use a unix socket or a tunnel on loopback, or set \
+         store.allow_plaintext where the network itself is trusted"
+    )]
+    PlaintextDatabase,
     #[error("revocation_bound_s must be {} to {}", REVOCATION_BOUND_S.start(), REVOCATION_BOUND_S.end())]
     RevocationBound,
     #[error("api.certificate_file and api.key_file are needed for api.tls = \"files\"")]
@@ -64,6 +71,8 @@ pub struct Store {
     pub url: Option<String>,
     /// For PostgreSQL: half of them write, half read.
     pub connections: usize,
+    /// For PostgreSQL on another machine: the connection has no TLS of its own.
+    pub allow_plaintext: bool,
 }
 
 /// The URL may hold a password.
@@ -165,7 +174,7 @@ impl Default for Config {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { engine: Engine::Sqlite, url: None, connections: 16 }
+        Self { engine: Engine::Sqlite, url: None, connections: 16, allow_plaintext: false }
     }
 }
 
@@ -212,11 +221,30 @@ impl Default for Audit {
     }
 }
 
+impl Store {
+    fn check_url(&self) -> Result<(), Error> {
+        let url = self.url.as_deref().ok_or(Error::NoUrl)?;
+        let parsed: ::postgres::Config = url.parse().map_err(|_| Error::Url)?;
+        let is_here = |host: &::postgres::config::Host| match host {
+            ::postgres::config::Host::Unix(_) => true,
+            ::postgres::config::Host::Tcp(name) => {
+                name == "localhost"
+                    || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+            }
+        };
+        if self.allow_plaintext || parsed.get_hosts().iter().all(is_here) {
+            Ok(())
+        } else {
+            Err(Error::PlaintextDatabase)
+        }
+    }
+}
+
 impl Config {
     /// What the types cannot say.
     pub fn check(&self) -> Result<(), Error> {
-        if self.store.engine == Engine::Postgres && self.store.url.is_none() {
-            return Err(Error::NoUrl);
+        if self.store.engine == Engine::Postgres {
+            self.store.check_url()?;
         }
         if !REVOCATION_BOUND_S.contains(&self.revocation_bound_s) {
             return Err(Error::RevocationBound);
@@ -273,6 +301,11 @@ mod tests {
     fn what_would_not_be_safe_or_cannot_work_is_refused() {
         for (text, error) in [
             ("[store]\nengine = \"postgres\"", Error::NoUrl),
+            ("[store]\nengine = \"postgres\"\nurl = \"nonsense\"", Error::Url),
+            (
+                "[store]\nengine = \"postgres\"\nurl = \"postgres://roost@db.example/roost\"",
+                Error::PlaintextDatabase,
+            ),
             ("revocation_bound_s = 5", Error::RevocationBound),
             ("revocation_bound_s = 601", Error::RevocationBound),
             ("[api]\nlisten = \"0.0.0.0:80\"", Error::PlaintextApi),
@@ -281,6 +314,23 @@ mod tests {
         ] {
             assert_eq!(parse(text).check(), Err(error), "{text}");
         }
+    }
+
+    #[test]
+    fn a_database_nearby_or_on_a_trusted_network_is_fine() {
+        for url in [
+            "postgres://roost@%2Frun%2Fpostgresql/roost",
+            "postgres://roost@127.0.0.1:5432/roost",
+            "postgres://roost@localhost/roost",
+        ] {
+            assert_eq!(
+                parse(&format!("[store]\nengine = \"postgres\"\nurl = \"{url}\"")).check(),
+                Ok(()),
+                "{url}"
+            );
+        }
+        let far = "[store]\nengine = \"postgres\"\nurl = \"postgres://db/roost\"\nallow_plaintext = true";
+        assert_eq!(parse(far).check(), Ok(()));
     }
 
     #[test]

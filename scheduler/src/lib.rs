@@ -12,6 +12,7 @@ pub mod config;
 pub mod fleet;
 pub mod http;
 pub mod listen;
+mod metrics;
 pub mod pki;
 pub mod secret;
 pub mod serve;

@@ -14,6 +14,7 @@ use crate::app::{App, Brand, Limits};
 use crate::audit::Audit;
 use crate::config::{Config, Engine, Tls};
 use crate::fleet::{self, Fleet};
+use crate::metrics::Metrics;
 use crate::pki::{Development, KeyedChain, Pki};
 use crate::secret::Vault;
 use crate::store::Store;
@@ -35,15 +36,14 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let admin_listener = admin::bind(&config.admin_socket)?;
     let hosts = fleet::bind(config.hosts.listen).await?;
     let api = listen::bind(config.api.listen).await?;
-    let operator = admin::Operator { store, clock, key_prefix: config.brand.key_prefix.clone() };
+    let operator =
+        admin::Operator { store: store.clone(), clock, key_prefix: config.brand.key_prefix.clone() };
     tracing::info!(api = %api.local_addr()?, hosts = %hosts.address(), "serving");
 
-    shutdown.spawn(health::serve(
-        health_listener,
-        health.clone(),
-        Arc::new(Registry::default()),
-        shutdown.clone(),
-    ));
+    let mut registry = Registry::default();
+    app.fleet.register(&mut registry);
+    shutdown.spawn(Metrics::register(&mut registry).run(store, shutdown.clone()));
+    shutdown.spawn(health::serve(health_listener, health.clone(), Arc::new(registry), shutdown.clone()));
     shutdown.spawn(admin::serve(admin_listener, operator, shutdown.clone()));
     shutdown.spawn(sweep::run(
         app.clone(),

@@ -7,6 +7,8 @@ use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
@@ -48,17 +50,21 @@ pub(super) fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
     request.extensions().get::<Caller>().cloned().ok_or_else(|| Status::internal("a call passed no gate"))
 }
 
+/// Calls by RPC and by what the gate made of them.
+pub(super) type Calls = Family<Vec<(&'static str, &'static str)>, Counter>;
+
 /// Wraps every service of the fleet's server.
 #[derive(Debug, Clone)]
 pub(super) struct GateLayer {
     pub(super) store: Store,
+    pub(super) calls: Calls,
 }
 
 impl<S> tower::Layer<S> for GateLayer {
     type Service = Gate<S>;
 
     fn layer(&self, inner: S) -> Gate<S> {
-        Gate { inner, store: self.store.clone() }
+        Gate { inner, store: self.store.clone(), calls: self.calls.clone() }
     }
 }
 
@@ -66,6 +72,7 @@ impl<S> tower::Layer<S> for GateLayer {
 pub(super) struct Gate<S> {
     inner: S,
     store: Store,
+    calls: Calls,
 }
 
 impl<S> Service<Request<Body>> for Gate<S>
@@ -84,10 +91,12 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let waiting = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, waiting);
-        let store = self.store.clone();
+        let (store, calls) = (self.store.clone(), self.calls.clone());
         Box::pin(async move {
             let identity = identity(&request);
-            match admit(&store, request.uri().path(), identity).await {
+            let admitted = admit(&store, request.uri().path(), identity).await;
+            count(&calls, request.uri().path(), admitted.is_ok());
+            match admitted {
                 Ok(caller) => {
                     if let Some(caller) = caller {
                         request.extensions_mut().insert(caller);
@@ -98,6 +107,13 @@ where
             }
         })
     }
+}
+
+/// Only RPCs of the table have a counter of their own: what strangers ask for must not make labels.
+fn count(calls: &Calls, path: &str, is_admitted: bool) {
+    let rpc = CALLERS.iter().find(|(known, _)| *known == path).map_or("other", |(known, _)| *known);
+    let outcome = if is_admitted { "admitted" } else { "refused" };
+    calls.get_or_create(&vec![("rpc", rpc), ("outcome", outcome)]).inc();
 }
 
 /// What the client's certificate says, which TLS has verified against the fleet root.

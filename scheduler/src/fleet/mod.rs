@@ -25,6 +25,7 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use roost_daemon::clock::Clock;
 use roost_proto::host::SandboxStatus;
 use roost_proto::host::ensure_client::EnsureClient;
@@ -98,6 +99,7 @@ struct Shared {
     pushes: Arc<Semaphore>,
     changes: watch::Sender<u64>,
     feed: news::Feed,
+    calls: gate::Calls,
     /// Ends streams and background work of the server.
     stop: CancellationToken,
 }
@@ -115,9 +117,19 @@ impl Fleet {
         let (changes, _) = watch::channel(0);
         let pushes = Arc::new(Semaphore::new(ENSURE_PUSHES));
         let (feed, stop) = (news::Feed::new(), CancellationToken::new());
+        let calls = gate::Calls::default();
         let shared =
-            Shared { store, clock, pki, vault, audit, settings, clients, pushes, changes, feed, stop };
+            Shared { store, clock, pki, vault, audit, settings, clients, pushes, changes, feed, calls, stop };
         Fleet { shared: Arc::new(shared) }
+    }
+
+    /// Shows the hosts' calls on /metrics.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "roost_fleet_calls",
+            "Calls of hosts, by RPC and whether they were let in",
+            self.shared.calls.clone(),
+        );
     }
 
     /// Marks a change each time something about a sandbox was committed here. Another scheduler's commits do not

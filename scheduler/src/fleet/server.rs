@@ -59,7 +59,7 @@ impl Bound {
             .map_err(Error::Tls)?
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
-            .layer(GateLayer { store: fleet.shared.store.clone() })
+            .layer(GateLayer { store: fleet.shared.store.clone(), calls: fleet.shared.calls.clone() })
             .add_service(FleetServer::new(services.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
             .add_service(LeaseServer::new(services.clone()))
             .add_service(AuditServer::new(services.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))

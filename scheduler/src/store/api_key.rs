@@ -47,6 +47,14 @@ pub fn list(tx: &mut Tx<'_>, tenant: &str) -> Result<Vec<ApiKey>, Error> {
     record::list(tx, "WHERE tenant_id = ?1 ORDER BY id", params![tenant])
 }
 
+/// Changes what may change of a key that is not revoked; true if it did.
+pub fn update(tx: &mut Tx<'_>, key: &ApiKey) -> Result<bool, Error> {
+    let sql = "UPDATE api_key SET name = ?3, scopes = ?4
+        WHERE tenant_id = ?1 AND id = ?2 AND revoked_us IS NULL";
+    let scopes = super::Value::json(&key.scopes)?;
+    record::changed(tx, sql, params![&key.tenant_id, &key.id, &key.name, scopes])
+}
+
 /// True if it was this call that revoked it.
 pub fn revoke(tx: &mut Tx<'_>, tenant: &str, id: &str, now_us: i64) -> Result<bool, Error> {
     let sql = "UPDATE api_key SET revoked_us = ?3 WHERE tenant_id = ?1 AND id = ?2 AND revoked_us IS NULL";

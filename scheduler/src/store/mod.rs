@@ -135,6 +135,11 @@ impl Store {
         Ok(Store { queues: Arc::new(Queues { writes, reads }) })
     }
 
+    /// How many transactions wait: to write, to read.
+    pub fn waiting(&self) -> (usize, usize) {
+        (QUEUE_JOBS - self.queues.writes.capacity(), QUEUE_JOBS - self.queues.reads.capacity())
+    }
+
     /// Runs `work` in one transaction and commits it. On `Err` nothing of it remains. `work` may run again.
     pub async fn write<T, F>(&self, work: F) -> Result<T, Error>
     where

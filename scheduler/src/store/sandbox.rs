@@ -225,6 +225,12 @@ pub fn count_by_state(tx: &mut Tx<'_>, filter: &Filter) -> Result<BTreeMap<Strin
     tx.query(&sql, &params)?.iter().map(|row| Ok((row.text("state")?, row.int("n")?))).collect()
 }
 
+/// How many there are of all tenants that are not destroyed, by state.
+pub fn count_live(tx: &mut Tx<'_>) -> Result<BTreeMap<String, i64>, Error> {
+    let sql = "SELECT state, COUNT(*) AS n FROM sandbox WHERE destroyed_us IS NULL GROUP BY state";
+    tx.query(sql, params![])?.iter().map(|row| Ok((row.text("state")?, row.int("n")?))).collect()
+}
+
 /// What is placed on a host and not gone.
 pub fn list_placed(tx: &mut Tx<'_>, host: &str) -> Result<Vec<Sandbox>, Error> {
     record::list(tx, "WHERE host_id = ?1 AND destroyed_us IS NULL ORDER BY id", params![host])
