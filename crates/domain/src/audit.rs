@@ -170,6 +170,8 @@ pub mod reason {
     pub const CONNECT: &str = "connect";
     pub const UPSTREAM_TLS: &str = "upstream_tls";
     pub const UPSTREAM_PROTOCOL: &str = "upstream_protocol";
+    /// The answer to a request with a credential came in an encoding that cannot be searched for it.
+    pub const UNREADABLE_RESPONSE: &str = "unreadable_response";
     pub const TIMEOUT: &str = "timeout";
     /// The guest's side of TLS failed; most often its trust store lacks the egress root.
     pub const GUEST_TLS: &str = "guest_tls";

@@ -20,6 +20,7 @@ pub mod policy;
 mod relay;
 mod run;
 mod scheduler;
+mod scrub;
 mod settings;
 mod stream;
 mod tls;

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::BytesMut;
 use roost_daemon::telemetry::chain;
-use roost_domain::audit::Scheme;
+use roost_domain::audit::{Action, Scheme};
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::TcpStream;
 
@@ -37,6 +37,13 @@ pub(crate) struct TunnelRow {
 impl TunnelRow {
     pub(crate) fn new(pending: Pending, outcome: Outcome) -> Self {
         Self { pending: Some(pending), outcome: Some(outcome), counters: Arc::default() }
+    }
+
+    /// Both sides have agreed to a tunnel.
+    pub(crate) fn opened(&mut self) {
+        if let Some(outcome) = &mut self.outcome {
+            outcome.action = Action::Tunnel;
+        }
     }
 
     /// What the guest's end is counted with.

@@ -10,12 +10,17 @@
 )]
 
 mod lab;
+#[path = "../support/mod.rs"]
+mod support;
 
 mod connection;
 mod credentials;
 mod dns;
 mod http;
+mod isolation;
 mod lifecycle;
+mod process;
+mod scrub;
 mod smuggling;
 mod tls;
 mod websocket;

@@ -1,6 +1,6 @@
 //! The real binary, started as root like on a host, in directories of its own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -27,14 +27,19 @@ impl Dataplane {
             control,
         );
         std::fs::write(&config, text).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_roost-dataplane"))
-            .args([role, "--config"])
-            .arg(&config)
-            .spawn()
-            .unwrap();
+        let child = spawn(role, &config);
         let mut this = Self { child, control, _directory: directory };
         this.wait_for_socket();
         this
+    }
+
+    /// Kills the process and starts another over the same directories.
+    pub(crate) fn kill_and_start_again(&mut self, role: &str) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let _ = std::fs::remove_file(&self.control);
+        self.child = spawn(role, &self.directory().join("config.toml"));
+        self.wait_for_socket();
     }
 
     pub(crate) fn directory(&self) -> PathBuf {
@@ -57,6 +62,11 @@ impl Dataplane {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
         self.child.wait().unwrap()
     }
+}
+
+fn spawn(role: &str, config: &Path) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roost-dataplane"));
+    command.args([role, "--config"]).arg(config).spawn().unwrap()
 }
 
 impl Drop for Dataplane {

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::HeaderName;
@@ -18,6 +18,8 @@ use roost_domain::host_name::Pattern;
 use roost_proto::host::{Credential as LeasedCredential, Resolution, ResolveRequest, resolution};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
+
+use crate::egress::scrub::Scrub;
 
 /// A lease in use is renewed when it is this old.
 const RENEW_AFTER: Duration = Duration::from_secs(10);
@@ -67,9 +69,15 @@ pub(crate) struct Credential {
     pub(crate) slots: Vec<HeaderName>,
     pub(crate) unbound: bool,
     value: Zeroizing<Vec<u8>>,
+    scrub: OnceLock<Arc<Scrub>>,
 }
 
 impl Credential {
+    /// What takes the value out of responses. A lease is that of one placeholder, which takes its place.
+    pub(crate) fn scrub(&self, placeholder: &str) -> Arc<Scrub> {
+        Arc::clone(self.scrub.get_or_init(|| Arc::new(Scrub::new(&self.value, placeholder))))
+    }
+
     pub(crate) fn expose(&self) -> &[u8] {
         &self.value
     }
@@ -92,6 +100,7 @@ impl From<LeasedCredential> for Credential {
             scope: leased.scope,
             unbound: leased.unbound,
             value: Zeroizing::new(leased.value.to_vec()),
+            scrub: OnceLock::new(),
         }
     }
 }

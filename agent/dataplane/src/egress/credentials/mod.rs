@@ -10,7 +10,7 @@ pub(crate) mod lease;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use http::header::Entry;
+use http::header::{ACCEPT_CHARSET, ACCEPT_ENCODING, Entry, IF_RANGE, RANGE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use roost_daemon::telemetry::chain;
@@ -20,6 +20,7 @@ use roost_proto::host::ResolveRequest;
 use super::Host;
 use super::execution::Execution;
 use super::http::Refusal;
+use super::scrub::Scrub;
 use find::{Form, Location, Occurrence, find, fits, rewrite};
 use lease::{Credential, Lease};
 pub use lease::{Error as LeaseError, Leases, NoScheduler};
@@ -253,8 +254,23 @@ impl Substitutions {
         self.uses.clone()
     }
 
-    /// Puts the values into the headers that were judged.
+    /// What has to be taken out of the response again.
+    pub(crate) fn scrubs(&self) -> Vec<Arc<Scrub>> {
+        let scrubs = self.swaps.iter().map(|swap| swap.credential.scrub(&swap.occurrence.placeholder));
+        let mut scrubs: Vec<Arc<Scrub>> = scrubs.collect();
+        scrubs.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        scrubs
+    }
+
+    /// Puts the values into the headers that were judged, and asks for a response that can be read through.
     pub(crate) fn inject(self, headers: &mut HeaderMap) {
+        if !self.swaps.is_empty() {
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            // Byte by byte, a value would pass any scrubber.
+            for unreadable in [RANGE, IF_RANGE, ACCEPT_CHARSET] {
+                headers.remove(unreadable);
+            }
+        }
         for Swap { occurrence, credential } in self.swaps {
             let Location::Header { name, index, form } = occurrence.location else { continue };
             let Entry::Occupied(mut values) = headers.entry(name) else { continue };

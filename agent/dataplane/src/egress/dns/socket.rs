@@ -44,7 +44,8 @@ impl DnsSocket {
     }
 
     fn try_receive(&self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
-        let mut control = nix::cmsg_space!(libc::sockaddr_in);
+        // Room for both messages a socket may be set to bring; with less, the kernel cuts off the one that is needed.
+        let mut control = nix::cmsg_space!(libc::sockaddr_in, libc::in_pktinfo);
         let mut slices = [IoSliceMut::new(buffer)];
         let flags = MsgFlags::MSG_DONTWAIT;
         let message = recvmsg::<SockaddrIn>(self.0.as_raw_fd(), &mut slices, Some(&mut control), flags)?;

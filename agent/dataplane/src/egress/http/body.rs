@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use roost_domain::audit::{Action, reason};
 
+use super::header;
 use crate::egress::audit::{Outcome, Pending};
+use crate::egress::scrub::{Scrub, Scrubber};
 
 /// An answer of the proxy, or one of the upstream.
 pub(crate) type ResponseBody = Either<Full<Bytes>, UpstreamBody>;
@@ -61,6 +64,20 @@ impl Body for RequestBody {
 pub(crate) struct UpstreamBody {
     inner: Incoming,
     row: ResponseRow,
+    /// Takes credentials out, if the request carried any.
+    scrubber: Option<ScrubbedBody>,
+}
+
+/// A body being scrubbed.
+#[derive(Debug)]
+struct ScrubbedBody {
+    scrubs: Vec<Arc<Scrub>>,
+    scrubber: Scrubber,
+    /// Trailers that wait behind the rest of the body.
+    trailers: Option<HeaderMap>,
+    /// What was held when the upstream ended.
+    rest: Bytes,
+    ended: bool,
 }
 
 /// The row of a request whose response has begun; completes when it is dropped at the latest.
@@ -90,33 +107,48 @@ impl Drop for ResponseRow {
     }
 }
 
+type Polled = Poll<Option<Result<Frame<Bytes>, hyper::Error>>>;
+
 impl UpstreamBody {
-    pub(crate) fn new(inner: Incoming, mut row: ResponseRow) -> Self {
+    /// `scrubs` are those of the credentials the request carried.
+    pub(crate) fn new(inner: Incoming, mut row: ResponseRow, scrubs: Vec<Arc<Scrub>>) -> Self {
         if inner.is_end_stream() {
             row.finish(|_| {});
         }
-        Self { inner, row }
+        let scrubbed = |scrubs: Vec<Arc<Scrub>>| {
+            let scrubber = Scrubber::new(&scrubs);
+            ScrubbedBody {
+                scrubs,
+                scrubber,
+                trailers: None,
+                rest: Bytes::new(),
+                ended: inner.is_end_stream(),
+            }
+        };
+        let scrubber = (!scrubs.is_empty()).then_some(scrubs).map(scrubbed);
+        Self { inner, row, scrubber }
     }
-}
 
-impl Body for UpstreamBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    /// The next frame as the upstream sent it; the row completes with the last.
+    fn poll_inner(&mut self, cx: &mut Context<'_>) -> Polled {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
                 self.row.bytes_in += frame.data_ref().map_or(0, |data| data.len() as u64);
                 // The server does not poll again once it has written the announced length.
-                if self.inner.is_end_stream() {
+                if self.scrubber.is_none() && self.inner.is_end_stream() {
                     self.row.finish(|_| {});
                 }
             }
-            None => self.row.finish(|_| {}),
+            None => {
+                let replaced = self.scrubber.as_mut().map_or(0, ScrubbedBody::end);
+                self.row.finish(|outcome| {
+                    if replaced > 0 {
+                        outcome.detail =
+                            Some(format!("took a credential out of the response {replaced} times"));
+                    }
+                });
+            }
             Some(Err(error)) => {
                 let detail = roost_daemon::telemetry::chain(error);
                 self.row.finish(|outcome| {
@@ -128,12 +160,79 @@ impl Body for UpstreamBody {
         }
         Poll::Ready(frame)
     }
+}
+
+impl ScrubbedBody {
+    /// Marks the end; returns how many occurrences were replaced, the held rest included.
+    fn end(&mut self) -> usize {
+        self.rest = self.scrubber.finish();
+        self.ended = true;
+        self.scrubber.replaced()
+    }
+
+    /// What may be passed on of a frame now; none if all of it is held.
+    fn take(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+        match frame.into_data() {
+            Ok(data) => {
+                let clean = self.scrubber.push(&data);
+                (!clean.is_empty()).then(|| Frame::data(clean))
+            }
+            Err(frame) => {
+                let mut trailers = frame.into_trailers().ok()?;
+                header::scrub(&mut trailers, &self.scrubs);
+                self.trailers = Some(trailers);
+                None
+            }
+        }
+    }
+
+    /// What is left after the upstream's end: the held rest, then the trailers.
+    fn next_after_end(&mut self) -> Option<Frame<Bytes>> {
+        let rest = std::mem::take(&mut self.rest);
+        if !rest.is_empty() {
+            return Some(Frame::data(rest));
+        }
+        self.trailers.take().map(Frame::trailers)
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        loop {
+            match &mut self.scrubber {
+                None => return self.poll_inner(cx),
+                Some(scrubbed) if scrubbed.ended => return Poll::Ready(scrubbed.next_after_end().map(Ok)),
+                Some(_) => {}
+            }
+            match ready!(self.poll_inner(cx)) {
+                Some(Ok(frame)) => {
+                    if let Some(frame) = self.scrubber.as_mut().and_then(|scrubbed| scrubbed.take(frame)) {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                // The rest comes with the next turn.
+                None => {}
+            }
+        }
+    }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match &self.scrubber {
+            None => self.inner.is_end_stream(),
+            Some(scrubbed) => scrubbed.ended && scrubbed.rest.is_empty() && scrubbed.trailers.is_none(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match &self.scrubber {
+            None => self.inner.size_hint(),
+            Some(_) if self.is_end_stream() => SizeHint::with_exact(0),
+            // A replacement has another length.
+            Some(_) => SizeHint::default(),
+        }
     }
 }

@@ -7,24 +7,27 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
 use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::client::legacy;
 use roost_daemon::telemetry::chain;
-use roost_domain::audit::{Action, Scheme, SecretUse, reason};
+use roost_domain::audit::{Scheme, SecretUse, reason};
 
 use super::body::{RequestBody, ResponseBody, ResponseRow, UpstreamBody};
 use super::check::{Checked, Place, check};
 use super::client::{self, Speak};
 use super::refusal::Refusal;
 use super::{Connection, header, upgrade};
-use crate::egress::audit::{Call, Outcome, Pending};
+use crate::egress::audit::{Call, Outcome};
 use crate::egress::credentials;
 use crate::egress::policy::Decision;
 use crate::egress::relay::TunnelRow;
+use crate::egress::scrub::Scrub;
 
 /// Until an upstream begins to answer; language models take minutes.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(900);
@@ -61,6 +64,7 @@ pub(super) async fn exchange(
     };
 
     let bytes_out = Arc::new(AtomicU64::new(0));
+    let scrubs = credentials.scrubs();
     credentials.inject(&mut parts.headers);
     prepare(connection, &mut parts, checked);
     let request = Request::from_parts(parts, RequestBody::new(body, Arc::clone(&bytes_out)));
@@ -72,21 +76,15 @@ pub(super) async fn exchange(
         }
     };
     let outcome = Outcome { rule_id, ..allowed(&response) };
-    match (response.status(), websocket) {
-        (StatusCode::SWITCHING_PROTOCOLS, true) => {
-            switch(connection, response, guest_upgrade, pending, outcome)
-        }
-        (StatusCode::SWITCHING_PROTOCOLS, false) => {
-            let message = "the upstream switched protocols without being asked";
-            let refusal = Refusal::failed(StatusCode::BAD_GATEWAY, reason::UPSTREAM_PROTOCOL, message);
-            pending.finish(refusal.outcome());
-            refusal.response(version)
-        }
-        _ => pass_on(
-            response,
-            ResponseRow { pending: Some(pending), outcome: Some(outcome), bytes_out, bytes_in: 0 },
-        ),
+    if let Err(refusal) = check_response(&response, websocket, &scrubs) {
+        pending.finish(Outcome { address: outcome.address, rule_id: outcome.rule_id, ..refusal.outcome() });
+        return refusal.response(version);
     }
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return switch(connection, response, guest_upgrade, TunnelRow::new(pending, outcome), &scrubs);
+    }
+    let row = ResponseRow { pending: Some(pending), outcome: Some(outcome), bytes_out, bytes_in: 0 };
+    pass_on(response, row, scrubs)
 }
 
 impl Connection {
@@ -215,33 +213,58 @@ fn allowed(response: &Response<Incoming>) -> Outcome {
     Outcome { address, ..Outcome::allowed(response.status().as_u16()) }
 }
 
-fn pass_on(mut response: Response<Incoming>, row: ResponseRow) -> Response<ResponseBody> {
-    header::clean_response(response.headers_mut());
-    response.extensions_mut().clear();
-    *response.version_mut() = Version::HTTP_11;
-    response.map(|body| Either::Right(UpstreamBody::new(body, row)))
+/// What an upstream may answer: no switch that was not asked for, and nothing that hides a credential.
+fn check_response(
+    response: &Response<Incoming>,
+    websocket: bool,
+    scrubs: &[Arc<Scrub>],
+) -> Result<(), Refusal> {
+    let refuse = |reason, message| Err(Refusal::failed(StatusCode::BAD_GATEWAY, reason, message));
+    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if switches && !(websocket && header::is_websocket(response.headers())) {
+        return refuse(reason::UPSTREAM_PROTOCOL, "the upstream switched protocols without being asked");
+    }
+    if !scrubs.is_empty() && !header::is_readable(response.headers()) {
+        let message =
+            "the upstream answered a request with a credential in an encoding that cannot be searched";
+        return refuse(reason::UNREADABLE_RESPONSE, message);
+    }
+    Ok(())
 }
 
-/// Passes a granted WebSocket on, or refuses one that was granted as something else.
+fn pass_on(
+    mut response: Response<Incoming>,
+    row: ResponseRow,
+    scrubs: Vec<Arc<Scrub>>,
+) -> Response<ResponseBody> {
+    clean(&mut response, &scrubs);
+    *response.version_mut() = Version::HTTP_11;
+    // A replacement has another length; where there is no body, the length is only said.
+    if !scrubs.is_empty() && !response.body().is_end_stream() {
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
+    response.map(|body| Either::Right(UpstreamBody::new(body, row, scrubs)))
+}
+
+/// Removes what is not for the guest: the hop's headers, credentials, and what hyper knows of the connection.
+fn clean(response: &mut Response<Incoming>, scrubs: &[Arc<Scrub>]) {
+    header::clean_response(response.headers_mut());
+    header::scrub(response.headers_mut(), scrubs);
+    response.extensions_mut().clear();
+}
+
+/// Passes a granted WebSocket on. Its frames are not searched.
 fn switch(
     connection: &Connection,
     mut response: Response<Incoming>,
     guest: OnUpgrade,
-    pending: Pending,
-    outcome: Outcome,
+    mut row: TunnelRow,
+    scrubs: &[Arc<Scrub>],
 ) -> Response<ResponseBody> {
-    if !header::is_websocket(response.headers()) {
-        let message = "the upstream switched to another protocol than the one asked for";
-        let refusal = Refusal::failed(StatusCode::BAD_GATEWAY, reason::UPSTREAM_PROTOCOL, message);
-        pending.finish(refusal.outcome());
-        return refusal.response(Version::HTTP_11);
-    }
+    row.opened();
     let upstream = hyper::upgrade::on(&mut response);
-    let outcome = Outcome { action: Action::Tunnel, ..outcome };
-    let granted = upgrade::Granted { guest, upstream, row: TunnelRow::new(pending, outcome) };
-    connection.flow.execution.spawn(upgrade::relay(granted));
-    header::clean_response(response.headers_mut());
+    connection.flow.execution.spawn(upgrade::relay(upgrade::Granted { guest, upstream, row }));
+    clean(&mut response, scrubs);
     header::set_websocket(response.headers_mut());
-    response.extensions_mut().clear();
     response.map(|_| Either::Left(http_body_util::Full::default()))
 }

@@ -1,9 +1,15 @@
 //! Headers that belong to one hop, and headers that would lead a guest around the proxy.
 
+use std::sync::Arc;
+
 use http::header::{
-    CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, header};
+use memchr::memmem;
+
+use crate::egress::scrub::Scrub;
 
 /// Always of one hop, nominated or not.
 const HOP_BY_HOP: [HeaderName; 6] =
@@ -77,6 +83,30 @@ pub(super) fn clean_response(headers: &mut HeaderMap) {
     for name in AROUND {
         headers.remove(name);
     }
+}
+
+/// Takes credentials out of the values of a response's headers or trailers.
+pub(super) fn scrub(headers: &mut HeaderMap, scrubs: &[Arc<Scrub>]) {
+    for value in headers.values_mut() {
+        for scrub in scrubs {
+            let clean = scrub.replace_all(value.as_bytes());
+            if let Some(clean) = clean.and_then(|clean| HeaderValue::from_bytes(&clean).ok()) {
+                *value = clean;
+            }
+        }
+    }
+}
+
+/// Whether a response can be searched: not compressed, and of a charset in which ASCII is ASCII.
+pub(super) fn is_readable(headers: &HeaderMap) -> bool {
+    let identity = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    let wide = |value: &HeaderValue| {
+        let value = value.as_bytes().to_ascii_lowercase();
+        ["utf-16", "utf-32", "utf-7", "ucs-2", "ucs-4", "ebcdic", "ibm037", "ibm500"]
+            .iter()
+            .any(|charset| memmem::find(&value, charset.as_bytes()).is_some())
+    };
+    headers.get_all(CONTENT_ENCODING).iter().all(identity) && !headers.get_all(CONTENT_TYPE).iter().any(wide)
 }
 
 /// Asks for, or grants, a WebSocket on this hop.

@@ -83,11 +83,14 @@ pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F) {
 
 pub(crate) fn run_with<F: Future<Output = ()>>(options: Options, test: impl FnOnce(Lab) -> F) {
     let world = World::build();
+    block_on(async { test(Lab::start(world, options).await).await });
+}
+
+/// Runs a test on threads of the namespace that the calling one is in.
+pub(crate) fn block_on(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let lab = Lab::start(world, options).await;
-        tokio::time::timeout(Duration::from_secs(60), test(lab)).await.expect("the test hangs");
-    });
+    let test = async { tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs") };
+    runtime.block_on(test);
 }
 
 impl Lab {
