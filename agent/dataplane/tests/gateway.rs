@@ -96,6 +96,7 @@ fn stdin(bytes: &'static [u8]) -> ExecInput {
 async fn a_guest_that_comes_up_late_is_found_within_two_attempts() {
     let mut attached = Attached::new().await;
     let id = attached.agent.send(agent::claim(attached.execution, TOKEN, LONG), &[]).await;
+    // Late on purpose.
     tokio::time::sleep(Duration::from_millis(700)).await;
     let guest = FakeGuest::default();
     guest.serve(attached.namespace.listen(GUEST_RPC_PORT));
@@ -161,6 +162,7 @@ async fn an_upload_that_breaks_off_never_looks_whole_to_the_guest() {
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
     sender.send(data()).await.unwrap();
     let upload = tokio::spawn(async move { gateway.write_file(ReceiverStream::new(receiver)).await });
+    // Time for the first bytes to arrive; on purpose the upload goes no further.
     tokio::time::sleep(Duration::from_millis(100)).await;
     upload.abort();
     eventually("the guest sees the second upload end", || async {
@@ -369,6 +371,7 @@ async fn a_guest_that_sends_endless_headers_costs_no_memory() {
             if stream.write_all(&settings).await.is_err() {
                 return;
             }
+            // On purpose only once the call is under way.
             tokio::time::sleep(Duration::from_millis(50)).await;
             flag.store(true, Ordering::Relaxed);
             while stream.write_all(&block).await.is_ok() {}
@@ -387,6 +390,7 @@ async fn a_guest_that_sends_endless_headers_costs_no_memory() {
 async fn a_guest_that_accepts_and_says_nothing_is_given_up_at_the_deadline() {
     let mut attached = Attached::new().await;
     lying_guest(&attached, |stream| async move {
+        // Silent on purpose, longer than the deadline.
         tokio::time::sleep(Duration::from_secs(60)).await;
         drop(stream);
     });

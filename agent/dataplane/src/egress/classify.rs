@@ -204,7 +204,10 @@ mod tests {
     proptest! {
         /// However a greeting is cut, the decision is that of the whole.
         #[test]
-        fn a_decision_never_changes_with_more_bytes(bytes in prop::collection::vec(any::<u8>(), 1..40), cut in 0usize..40) {
+        fn a_decision_never_changes_with_more_bytes(
+            bytes in prop::collection::vec(any::<u8>(), 1..40),
+            cut in 0usize..40,
+        ) {
             let cut = cut.min(bytes.len());
             if let Some(early) = decide_protocol(&bytes[..cut]) {
                 prop_assert_eq!(decide_protocol(&bytes), Some(early));

@@ -5,7 +5,8 @@
 //! to a cap; over the cap borrowers wait, bounded. Dials nothing itself.
 //!
 //! ```text
-//! free --borrow--> lent --returned, disconnected--> free          close(): lent connections are cut, all sockets closed
+//! free --borrow--> lent --returned, disconnected--> free
+//! close(): lent connections are cut, all sockets closed
 //! ```
 
 use std::collections::HashMap;

@@ -179,6 +179,7 @@ fn d21_a_guest_at_its_limit_waits_for_its_own_connections() {
             let request = Request::get("/").header("host", "api.example.com");
             guest.send_http1(stream, request, "").await.status
         });
+        // Waits on purpose: that nothing happens takes time to see.
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!waiting.is_finished(), "there is no place for it");
         held.pop();

@@ -86,6 +86,7 @@ impl App {
             "/events" => {
                 let events = futures::stream::unfold(0u32, |count| async move {
                     if count > 0 {
+                        // Paced on purpose: the stream must not be held back.
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                     Some((Ok(Frame::data(Bytes::from(format!("data: {count}\n\n")))), count + 1))
@@ -95,6 +96,7 @@ impl App {
                     .body(StreamBody::new(events.boxed()).boxed_unsync())
             }
             "/slow" => {
+                // Slow on purpose.
                 tokio::time::sleep(Duration::from_secs(2)).await;
                 response.body(full("slow"))
             }

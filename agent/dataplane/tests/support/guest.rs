@@ -200,6 +200,7 @@ impl Guest for FakeGuest {
 
     async fn stat_file(&self, request: Request<StatFileRequest>) -> Reply<FileEntry> {
         self.check(&request)?;
+        // Slow on purpose: calls overlap.
         tokio::time::sleep(Duration::from_millis(1)).await;
         Ok(Response::new(FileEntry { path: request.into_inner().path, ..FileEntry::default() }))
     }

@@ -45,85 +45,55 @@ pub struct Branding {
 }
 
 impl Problem {
-    /// Status, code, what is the matter, what to do.
-    const fn text(self) -> (StatusCode, &'static str, &'static str, &'static str) {
+    /// Status and code.
+    const fn kind(self) -> (StatusCode, &'static str) {
         use StatusCode as S;
         match self {
-            Self::BadRequest => {
-                (S::BAD_REQUEST, "bad_request", "This request cannot be served", "Check the address.")
-            }
-            Self::TokenMissing => {
-                (S::UNAUTHORIZED, "token_missing", "This preview is private", "Open it with its link.")
-            }
-            Self::TokenInvalid => {
-                (S::UNAUTHORIZED, "invalid_token", "This link is not valid", "Ask for a new link.")
-            }
-            Self::TokenExpired => {
-                (S::UNAUTHORIZED, "token_expired", "This session has expired", "Ask for a new link.")
-            }
-            Self::TokenRevoked => (
-                S::UNAUTHORIZED,
-                "token_revoked",
-                "This link was withdrawn",
-                "Ask for a new link, if you still may.",
-            ),
-            Self::TokenWrongResource => (
-                S::FORBIDDEN,
-                "token_wrong_resource",
-                "This link is for another preview",
-                "Use the preview's own link.",
-            ),
-            Self::InsufficientScope => (
-                S::FORBIDDEN,
-                "insufficient_scope",
-                "This link only allows looking",
-                "Ask for a link that allows more.",
-            ),
-            Self::OriginRefused => {
-                (S::FORBIDDEN, "origin_refused", "This page may not connect here", "Open the preview itself.")
-            }
-            Self::NotFound => {
-                (S::NOT_FOUND, "preview_not_found", "There is no such preview", "Check the address.")
-            }
-            Self::MethodNotAllowed => (
-                S::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                "This method is not served",
-                "Use another method.",
-            ),
-            Self::AppNotListening => (
-                S::BAD_GATEWAY,
-                "app_not_listening",
-                "The application is not answering",
-                "Start it, then reload.",
-            ),
-            Self::AppBroke => {
-                (S::BAD_GATEWAY, "app_broke_off", "The application broke off", "Reload the page.")
-            }
-            Self::Starting => {
-                (S::SERVICE_UNAVAILABLE, "starting", "The preview is starting", "It reloads by itself.")
-            }
-            Self::NotRunning => (
-                S::SERVICE_UNAVAILABLE,
-                "sandbox_not_running",
-                "The sandbox is not running",
-                "Start it, then reload.",
-            ),
-            Self::Busy => (S::SERVICE_UNAVAILABLE, "busy", "The preview is busy", "It reloads by itself."),
-            Self::SchedulerUnavailable => (
-                S::SERVICE_UNAVAILABLE,
-                "scheduler_unavailable",
-                "Access cannot be checked at the moment",
-                "It reloads by itself.",
-            ),
-            Self::AppTimeout => {
-                (S::GATEWAY_TIMEOUT, "app_timeout", "The application takes too long", "Reload the page.")
-            }
+            Self::BadRequest => (S::BAD_REQUEST, "bad_request"),
+            Self::TokenMissing => (S::UNAUTHORIZED, "token_missing"),
+            Self::TokenInvalid => (S::UNAUTHORIZED, "invalid_token"),
+            Self::TokenExpired => (S::UNAUTHORIZED, "token_expired"),
+            Self::TokenRevoked => (S::UNAUTHORIZED, "token_revoked"),
+            Self::TokenWrongResource => (S::FORBIDDEN, "token_wrong_resource"),
+            Self::InsufficientScope => (S::FORBIDDEN, "insufficient_scope"),
+            Self::OriginRefused => (S::FORBIDDEN, "origin_refused"),
+            Self::NotFound => (S::NOT_FOUND, "preview_not_found"),
+            Self::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::AppNotListening => (S::BAD_GATEWAY, "app_not_listening"),
+            Self::AppBroke => (S::BAD_GATEWAY, "app_broke_off"),
+            Self::Starting => (S::SERVICE_UNAVAILABLE, "starting"),
+            Self::NotRunning => (S::SERVICE_UNAVAILABLE, "sandbox_not_running"),
+            Self::Busy => (S::SERVICE_UNAVAILABLE, "busy"),
+            Self::SchedulerUnavailable => (S::SERVICE_UNAVAILABLE, "scheduler_unavailable"),
+            Self::AppTimeout => (S::GATEWAY_TIMEOUT, "app_timeout"),
+        }
+    }
+
+    /// What is the matter, what to do.
+    const fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::BadRequest => ("This request cannot be served", "Check the address."),
+            Self::TokenMissing => ("This preview is private", "Open it with its link."),
+            Self::TokenInvalid => ("This link is not valid", "Ask for a new link."),
+            Self::TokenExpired => ("This session has expired", "Ask for a new link."),
+            Self::TokenRevoked => ("This link was withdrawn", "Ask for a new link, if you still may."),
+            Self::TokenWrongResource => ("This link is for another preview", "Use the preview's own link."),
+            Self::InsufficientScope => ("This link only allows looking", "Ask for a link that allows more."),
+            Self::OriginRefused => ("This page may not connect here", "Open the preview itself."),
+            Self::NotFound => ("There is no such preview", "Check the address."),
+            Self::MethodNotAllowed => ("This method is not served", "Use another method."),
+            Self::AppNotListening => ("The application is not answering", "Start it, then reload."),
+            Self::AppBroke => ("The application broke off", "Reload the page."),
+            Self::Starting => ("The preview is starting", "It reloads by itself."),
+            Self::NotRunning => ("The sandbox is not running", "Start it, then reload."),
+            Self::Busy => ("The preview is busy", "It reloads by itself."),
+            Self::SchedulerUnavailable => ("Access cannot be checked at the moment", "It reloads by itself."),
+            Self::AppTimeout => ("The application takes too long", "Reload the page."),
         }
     }
 
     pub(super) const fn code(self) -> &'static str {
-        self.text().1
+        self.kind().1
     }
 
     const fn retry_after_s(self) -> Option<u32> {
@@ -150,7 +120,7 @@ pub(super) fn wants_page(headers: &HeaderMap) -> bool {
 
 /// The answer to a request that is not forwarded. `nonce` is random base64 or hexadecimal.
 pub(super) fn answer(problem: Problem, branding: &Branding, is_page: bool, nonce: &str) -> Response<Bytes> {
-    let (status, code, title, advice) = problem.text();
+    let ((status, code), (title, advice)) = (problem.kind(), problem.words());
     let (kind, body) = match is_page {
         true => ("text/html; charset=utf-8", html(problem, branding, nonce)),
         false => (
@@ -188,7 +158,7 @@ pub(super) fn answer(problem: Problem, branding: &Branding, is_page: bool, nonce
 }
 
 fn html(problem: Problem, branding: &Branding, nonce: &str) -> String {
-    let (_, code, title, advice) = problem.text();
+    let ((_, code), (title, advice)) = (problem.kind(), problem.words());
     let product = escape(&branding.product_name);
     let mut page = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
