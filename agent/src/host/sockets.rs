@@ -50,7 +50,6 @@ pub fn open_dns(netns: &Netns) -> Result<OwnedFd, Error> {
         socket.set_reuse_address(true)?;
         socket.set_ip_transparent_v4(true)?;
         setsockopt(&socket, sockopt::Ipv4OrigDstAddr, &true)?;
-        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
         socket.bind(&SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), seal::DNS_PORT).into())?;
         Ok(socket.into())
     };

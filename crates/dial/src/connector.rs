@@ -59,6 +59,15 @@ pub struct Settings {
     /// The deny floor with the installation's own addresses and the operator's exceptions.
     pub floor: Floor,
     pub timeouts: Timeouts,
+    /// Names with fixed addresses, never looked up. They are checked like any other answer.
+    pub hosts: Vec<FixedHost>,
+}
+
+/// A name that an operator gave addresses to, where no resolver knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FixedHost {
+    pub name: Host,
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Dials hosts that the caller's policy has permitted.
@@ -103,6 +112,9 @@ impl<R: Resolve, D: Dial> Connector<R, D> {
     }
 
     async fn look_up(&self, host: &Host) -> Result<Vec<IpAddr>, Error> {
+        if let Some(fixed) = self.settings.hosts.iter().find(|fixed| fixed.name == *host) {
+            return Ok(fixed.addresses.clone());
+        }
         let looking = self.resolver.resolve(host);
         match tokio::time::timeout(self.settings.timeouts.resolve, looking).await {
             Ok(Ok(addresses)) => Ok(addresses),

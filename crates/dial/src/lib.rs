@@ -14,6 +14,6 @@ mod dialler;
 mod order;
 mod resolver;
 
-pub use connector::{Connector, Error, Settings, Timeouts};
+pub use connector::{Connector, Error, FixedHost, Settings, Timeouts};
 pub use dialler::{Dial, TcpDialler};
 pub use resolver::{Resolve, SystemResolver};

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use roost_dial::{Connector, Dial, Error, Resolve, Settings, Timeouts};
+use roost_dial::{Connector, Dial, Error, FixedHost, Resolve, Settings, Timeouts};
 use roost_domain::address::{Exception, Floor, Refusal, parse_cidr};
 use roost_domain::host_name::{Host, Pattern};
 use tokio::net::{TcpListener, TcpStream};
@@ -72,7 +72,11 @@ fn settings(exceptions: &[(&str, u16, &str)]) -> Settings {
         port: *port,
         cidr: parse_cidr(cidr).unwrap(),
     });
-    Settings { floor: Floor { own: vec![], exceptions: exceptions.collect() }, timeouts: quick() }
+    Settings {
+        floor: Floor { own: vec![], exceptions: exceptions.collect() },
+        timeouts: quick(),
+        hosts: vec![],
+    }
 }
 
 /// What `name` is answered with, and whether anything was dialled for it.
@@ -195,4 +199,21 @@ async fn the_system_resolver_finds_localhost_and_the_floor_refuses_it() {
     let connector = Connector::new(settings(&[]));
     let error = connector.connect(&host("localhost"), 80).await.unwrap_err();
     assert!(matches!(error, Error::Address { address, .. } if address.is_loopback()), "{error}");
+}
+
+#[tokio::test]
+async fn a_fixed_address_is_not_looked_up_and_still_checked() {
+    let fixed =
+        |address: &str| FixedHost { name: host("models.lan"), addresses: vec![address.parse().unwrap()] };
+    let recorder = Recorder::default();
+    // The resolver would lie; it is not asked.
+    let inside = Settings { hosts: vec![fixed("10.1.2.3")], ..settings(&[]) };
+    let connector = Connector::with(inside, Lies::answering(&["93.184.216.34"]), recorder.clone());
+    let error = connector.connect(&host("models.lan"), 443).await.unwrap_err();
+    assert!(error.is_refusal(), "{error}");
+    assert!(recorder.dialled.lock().unwrap().is_empty());
+    let excepted =
+        Settings { hosts: vec![fixed("10.1.2.3")], ..settings(&[("models.lan", 443, "10.1.2.3/32")]) };
+    let connector = Connector::with(excepted, Lies::answering(&[]), recorder.clone());
+    assert_eq!(connector.resolve(&host("models.lan"), 443).await.unwrap(), ["10.1.2.3:443".parse().unwrap()]);
 }

@@ -102,7 +102,8 @@ impl Services {
     fn set_floor(&self, settings: &Settings, more: Vec<roost_domain::address::Exception>) {
         let floor = settings.floor(more);
         self.policy.store(Arc::new(Policy { floor: floor.clone(), ..settings.policy.clone() }));
-        let dial = roost_dial::Settings { floor, ..roost_dial::Settings::default() };
+        let hosts = settings.fixed_hosts();
+        let dial = roost_dial::Settings { floor, hosts, ..roost_dial::Settings::default() };
         self.connector.store(Arc::new((self.make_connector)(dial)));
     }
 

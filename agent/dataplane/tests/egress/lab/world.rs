@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::gettid;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -85,7 +86,10 @@ impl World {
             setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
             let listener = transparent(Type::STREAM, Protocol::TCP, 18080);
             listener.listen(128).unwrap();
-            [listener.into(), transparent(Type::DGRAM, Protocol::UDP, 53).into()]
+            let dns = transparent(Type::DGRAM, Protocol::UDP, 53);
+            // A socket that brings more control messages than are asked for must do as well.
+            setsockopt(&dns, sockopt::Ipv4PacketInfo, &true).unwrap();
+            [listener.into(), dns.into()]
         });
         let [listener, dns]: [OwnedFd; 2] = sockets.join().unwrap();
         vec![listener, dns, map.into()]
