@@ -69,7 +69,7 @@ pub enum Entrance {
     Write(Vec<OwnedFd>),
 }
 
-/// An existing group.
+/// A group, made or not.
 #[derive(Debug, Clone)]
 pub struct Cgroup {
     path: String,
@@ -85,7 +85,8 @@ fn at(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::File { step, path, source }
 }
 
-fn locate(path: &str) -> Result<Cgroup, Error> {
+/// Where the group is or would be, in whatever hierarchies this host has.
+pub fn locate(path: &str) -> Result<Cgroup, Error> {
     if is_cgroup2_unified_mode() {
         let dir = V2::new().root().join(path);
         return Ok(Cgroup {

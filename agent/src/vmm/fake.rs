@@ -270,3 +270,68 @@ impl Vm for FakeVm {
         Ok(Bytes::new())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use roost_domain::Ulid;
+
+    use super::*;
+    use crate::host::cgroup;
+    use crate::host::names::{Instance, Names};
+
+    const GEOMETRY: Geometry = Geometry { vcpus: 1, memory_mib: 1 };
+
+    fn names() -> Names {
+        let instance = Instance::new("fake", "/run/fake").expect("legal");
+        Names::of(&instance, &ExecutionId::from_ulid(Ulid::from(1)))
+    }
+
+    fn image() -> Arc<Image> {
+        Arc::new(Image::blank("template", "sha256:00").expect("opened"))
+    }
+
+    fn spec() -> LaunchSpec {
+        LaunchSpec {
+            cgroup: cgroup::locate(&names().cgroup).expect("located"),
+            names: names(),
+            uid: 0,
+            geometry: GEOMETRY,
+            image: image(),
+            disk: "/nonexistent".into(),
+            tap: None,
+            restore: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn it_fails_where_it_is_told_to_and_leaves_what_a_real_one_would() {
+        let driver = FakeDriver::default();
+        driver.fail_next(Operation::Launch, Moment::After);
+        assert!(matches!(driver.launch(spec()).await, Err(Error::Injected)));
+        assert!(driver.alive().is_empty(), "a failed launch leaves nothing running");
+        let Launched { vm, .. } = driver.launch(spec()).await.expect("launched");
+        driver.fail_next(Operation::Stop, Moment::After);
+        vm.cont().await.expect("running");
+        assert!(vm.stop().await.is_err());
+        assert_eq!(vm.observe().await.expect("asked"), Observed::Paused, "the effect was there");
+        driver.end(&names().execution, End::GuestReset);
+        assert_eq!(vm.wait_exit().await, End::GuestReset);
+    }
+
+    #[tokio::test]
+    async fn its_snapshots_and_guests_outlive_their_handles() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (driver, snapshots) = (FakeDriver::default(), Snapshots::new(dir.path()));
+        let id = SnapshotId::from_ulid(Ulid::from(2));
+        let Launched { process, vm } = driver.launch(spec()).await.expect("launched");
+        vm.save(&snapshots, id).await.expect("saved");
+        drop(vm);
+        let adopt = || AdoptSpec { names: names(), process, geometry: GEOMETRY, image: image() };
+        let vm = driver.adopt(adopt()).await.expect("asked").expect("alive");
+        vm.kill().await.expect("ended");
+        assert!(driver.adopt(adopt()).await.expect("asked").is_none());
+        let restore = Some(snapshots.open(id).expect("opened"));
+        driver.launch(LaunchSpec { restore, ..spec() }).await.expect("restored");
+        assert_eq!(driver.restored_from(&names().execution), Some(id));
+    }
+}

@@ -113,6 +113,16 @@ async fn a_guest_boots_is_held_and_is_ended() {
         sockets::open_listener(&netns::find(&host.scratch.names(1).netns).expect("looked").expect("there"));
     vm.cont().await.expect("running");
     println!("answered after {:?}", host.answers(1).await);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).expect("running");
+    for line in [
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        "Uid:\t61111\t",
+    ] {
+        assert!(status.contains(line), "{line} while it serves: {status}");
+    }
     vm.cont().await.expect("still running");
     assert_eq!(vm.observe().await.expect("asked"), Observed::Running);
     vm.stop().await.expect("stopped");
