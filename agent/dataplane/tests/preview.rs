@@ -543,21 +543,42 @@ async fn prv_09_nobody_listening_and_nothing_running_are_pages_of_ours() {
     assert_eq!(page.headers.get_all("content-security-policy").iter().count(), 2);
 
     stage.agent.call(Message::Detach(Detach { execution: stage.execution.to_string() }), vec![]).await;
-    let page = stage.browser.get(HOST, "/", &[]).await;
-    assert_eq!(
-        (page.status, page.code().as_str(), page.header("retry-after")),
-        (StatusCode::SERVICE_UNAVAILABLE, "starting", "3")
-    );
-    stage.scheduler.set(RouteEntry {
-        state: "paused".into(),
-        execution: String::new(),
-        visibility: "public".into(),
-        ..stage.route()
-    });
+    let paused = RouteEntry { state: "paused".into(), execution: String::new(), ..stage.route() };
+    stage.scheduler.set(RouteEntry { visibility: "public".into(), ..paused });
     eventually("the pause is known", || async {
         (stage.browser.get(HOST, "/", &[]).await.code() == "sandbox_not_running").then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_visitor_who_was_admitted_wakes_the_sandbox_and_waits() {
+    let mut stage = Stage::new().await;
+    let resuming = RouteEntry { state: "resuming".into(), execution: String::new(), ..stage.route() };
+    stage.agent.call(Message::Detach(Detach { execution: stage.execution.to_string() }), vec![]).await;
+    stage.scheduler.set(RouteEntry { state: "paused".into(), ..resuming.clone() });
+    eventually("the pause is known", || async {
+        let page = stage.with_token(&stage.scheduler.token(600)).await;
+        (page.code() == "sandbox_not_running").then_some(())
+    })
+    .await;
+    let before = stage.scheduler.resumes().len();
+    assert!(before > 0, "the scheduler was not asked");
+    assert_eq!(stage.browser.get(HOST, "/", &[]).await.code(), "token_missing");
+    assert_eq!(stage.scheduler.resumes().len(), before, "nobody wakes it without a token");
+
+    stage.scheduler.set(resuming.clone());
+    let (browser, token) = (stage.browser.clone(), stage.scheduler.token(600));
+    let waiting =
+        tokio::spawn(async move { browser.get(HOST, "/woken", &[("x-miosa-preview-token", &token)]).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished());
+    let next = agent::execution();
+    let sockets = stage.namespace.dial_sockets(8);
+    stage.agent.call(agent::attach(next, stage.sandbox, 1), sockets).await;
+    stage.scheduler.set(RouteEntry { execution: next.to_string(), ..stage.route() });
+    assert_eq!(waiting.await.unwrap().status, StatusCode::OK);
+    assert_eq!(stage.app.last().line, "GET /woken");
 }
 
 #[tokio::test(flavor = "multi_thread")]

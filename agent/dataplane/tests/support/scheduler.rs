@@ -36,6 +36,7 @@ struct State {
     changes: broadcast::Sender<RouteChange>,
     lookups: AtomicUsize,
     is_away: AtomicBool,
+    resumes: Mutex<Vec<String>>,
     key: KeyPair,
 }
 
@@ -48,6 +49,7 @@ impl Scheduler {
             changes: broadcast::channel(64).0,
             lookups: AtomicUsize::new(0),
             is_away: AtomicBool::new(false),
+            resumes: Mutex::default(),
             key: KeyPair::generate_for(&PKCS_ED25519).unwrap(),
         };
         let this = Self { state: Arc::new(state) };
@@ -77,6 +79,11 @@ impl Scheduler {
 
     pub(crate) fn set_lease_ms(&self, lease_ms: i64) {
         *self.state.lease_ms.lock().unwrap() = lease_ms;
+    }
+
+    /// The hosts whose sandboxes were to be resumed.
+    pub(crate) fn resumes(&self) -> Vec<String> {
+        self.state.resumes.lock().unwrap().clone()
     }
 
     /// From now on it answers nothing and says nothing.
@@ -152,7 +159,11 @@ impl Route for Scheduler {
     async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupReply>, Status> {
         self.check()?;
         self.state.lookups.fetch_add(1, Ordering::Relaxed);
-        let found = self.state.routes.lock().unwrap().get(&request.into_inner().host).cloned();
+        let LookupRequest { host, resume } = request.into_inner();
+        if resume {
+            self.state.resumes.lock().unwrap().push(host.clone());
+        }
+        let found = self.state.routes.lock().unwrap().get(&host).cloned();
         let outcome = match found {
             Some(entry) => lookup_reply::Outcome::Route(self.leased(entry)),
             None => lookup_reply::Outcome::Absent(true),

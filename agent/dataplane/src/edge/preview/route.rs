@@ -38,8 +38,8 @@ const LEASE_MAX: Duration = Duration::from_secs(600);
 /// The scheduler, as routes need it.
 #[tonic::async_trait]
 pub trait Routes: Send + Sync + 'static {
-    /// What a host name leads to; `None` when there is no such preview.
-    async fn lookup(&self, host: &str) -> Result<Option<RouteEntry>, Unavailable>;
+    /// What a host name leads to; `None` when there is no such preview. With `resume` a sandbox that may is resumed.
+    async fn lookup(&self, host: &str, resume: bool) -> Result<Option<RouteEntry>, Unavailable>;
 }
 
 /// The scheduler does not answer.
@@ -79,7 +79,7 @@ pub struct RouteTable {
     source: Arc<dyn Routes>,
     known: Mutex<LruCache<String, Known>>,
     absent: Mutex<LruCache<String, Instant>>,
-    flights: Mutex<HashMap<String, Flight>>,
+    flights: Mutex<HashMap<(String, bool), Flight>>,
     lookups: Semaphore,
     /// Told when a host was added, so that it gets watched.
     pub added: Notify,
@@ -117,36 +117,42 @@ impl RouteTable {
         if lock(&self.absent).get(host).is_some_and(|until| Instant::now() < *until) {
             return Ok(None);
         }
-        match self.flight(host).await {
+        match self.flight(host, false).await {
             // The scheduler is away: what everybody may see, everybody may go on seeing.
             Err(Unavailable) => stale.filter(|route| route.is_public).map(Some).ok_or(Unavailable),
             answer => answer,
         }
     }
 
+    /// Asks for the sandbox to be resumed, and where its name leads now.
+    pub async fn resume(&self, host: &str) -> Answer {
+        self.flight(host, true).await
+    }
+
     /// One question per host at a time, however many wait for the answer.
-    fn flight(&self, host: &str) -> Flight {
+    fn flight(&self, host: &str, resume: bool) -> Flight {
         let mut flights = lock(&self.flights);
-        if let Some(flight) = flights.get(host) {
+        let key = (host.to_owned(), resume);
+        if let Some(flight) = flights.get(&key) {
             return flight.clone();
         }
-        let (this, name) = (self.this.clone(), host.to_owned());
+        let (this, question) = (self.this.clone(), key.clone());
         let flight = async move {
             let this = this.upgrade().ok_or(Unavailable)?;
-            let answer = this.ask(&name).await;
-            lock(&this.flights).remove(&name);
+            let answer = this.ask(&question.0, resume).await;
+            lock(&this.flights).remove(&question);
             answer
         };
         let flight = flight.boxed().shared();
-        flights.insert(host.to_owned(), flight.clone());
+        flights.insert(key, flight.clone());
         // Driven to its end even if everybody who waits goes away: it takes itself out of the map.
         tokio::spawn(flight.clone());
         flight
     }
 
-    async fn ask(&self, host: &str) -> Answer {
+    async fn ask(&self, host: &str, resume: bool) -> Answer {
         let _place = self.lookups.acquire().await.map_err(|_| Unavailable)?;
-        match self.source.lookup(host).await? {
+        match self.source.lookup(host, resume).await? {
             Some(entry) => {
                 let route = self.record(host, entry);
                 self.added.notify_one();
@@ -232,6 +238,11 @@ impl RouteTable {
 }
 
 impl Route {
+    /// Whether waiting helps: an execution is coming, or is there and not attached yet.
+    pub fn is_starting(&self) -> bool {
+        matches!(self.state.as_str(), "creating" | "resuming" | "running")
+    }
+
     /// Whether who was admitted by this route would be admitted by `next` as well.
     fn admits_as(&self, next: &Self) -> bool {
         let is_same =
@@ -285,7 +296,7 @@ mod tests {
 
     #[tonic::async_trait]
     impl Routes for Scheduler {
-        async fn lookup(&self, _: &str) -> Result<Option<RouteEntry>, Unavailable> {
+        async fn lookup(&self, _: &str, _: bool) -> Result<Option<RouteEntry>, Unavailable> {
             self.asked.fetch_add(1, Ordering::Relaxed);
             tokio::task::yield_now().await;
             lock(&self.answer).clone().unwrap_or(Err(Unavailable))

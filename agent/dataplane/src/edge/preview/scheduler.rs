@@ -141,9 +141,9 @@ fn apply(change: Change, watched: &[String], table: &RouteTable, verifier: &Veri
 
 #[tonic::async_trait]
 impl Routes for SchedulerRoutes {
-    async fn lookup(&self, host: &str) -> Result<Option<RouteEntry>, Unavailable> {
+    async fn lookup(&self, host: &str, resume: bool) -> Result<Option<RouteEntry>, Unavailable> {
         let mut client = self.client()?;
-        let request = client.lookup(LookupRequest { host: host.to_owned() });
+        let request = client.lookup(LookupRequest { host: host.to_owned(), resume });
         let reply = tokio::time::timeout(LOOKUP_TIMEOUT, request).await.map_err(|_| Unavailable)?;
         let reply = reply.map_err(|status| {
             tracing::info!(error = chain(&status), "a route could not be asked for");

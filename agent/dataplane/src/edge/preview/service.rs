@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{
@@ -31,6 +31,11 @@ use crate::config::CookieIsolation;
 use crate::guest::{Guest, Guests};
 
 const HTTPS_PORT: u16 = 443;
+// How long a request waits for a sandbox that is starting.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+// How soon after it was asked to a sandbox shows that it is waking.
+const WAKE_TIMEOUT: Duration = Duration::from_secs(2);
+const START_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Serves previews.
 #[derive(Debug)]
@@ -92,7 +97,7 @@ impl PreviewService {
         }) {
             return self.redirect(&asked, request.uri(), admission).map_err(branded);
         }
-        let guest = self.find_guest(&route).map_err(branded)?;
+        let guest = self.find_guest(&asked.host, &route).await.map_err(branded)?;
         let ending = Ending {
             revoked: route.ended.clone(),
             expires_in: admission.map(|admission| remaining(admission.expires_s)),
@@ -161,13 +166,35 @@ impl PreviewService {
         Ok(response)
     }
 
-    fn find_guest(&self, route: &Route) -> Result<Arc<Guest>, Problem> {
-        if let Some(guest) = route.execution.and_then(|execution| self.guests.find(execution)) {
-            return Ok(guest);
-        }
-        match route.state.as_str() {
-            "creating" | "resuming" | "running" => Err(Problem::Starting),
-            _ => Err(Problem::NotRunning),
+    /// The guest behind the route. Who was admitted wakes a sandbox that may wake, and waits for it, bounded.
+    async fn find_guest(&self, host: &Host, admitted: &Arc<Route>) -> Result<Arc<Guest>, Problem> {
+        let unavailable = |_| Problem::SchedulerUnavailable;
+        let attached = |route: &Route| route.execution.and_then(|execution| self.guests.find(execution));
+        let deadline = Instant::now() + START_TIMEOUT;
+        let mut route = admitted.clone();
+        let mut wakes_by = None;
+        loop {
+            if admitted.ended.is_cancelled() {
+                return Err(Problem::TokenRevoked);
+            }
+            if let Some(guest) = attached(&route) {
+                return Ok(guest);
+            }
+            match wakes_by {
+                _ if route.is_starting() && Instant::now() >= deadline => return Err(Problem::Starting),
+                _ if route.is_starting() => {}
+                None => {
+                    wakes_by = Some(deadline.min(Instant::now() + WAKE_TIMEOUT));
+                    let answer = self.routes.resume(host.as_str()).await;
+                    route = answer.map_err(unavailable)?.ok_or(Problem::NotFound)?;
+                    continue;
+                }
+                Some(by) if Instant::now() >= by => return Err(Problem::NotRunning),
+                Some(_) => {}
+            }
+            // Changes are pushed into the table: this looks there.
+            tokio::time::sleep(START_LOOK_INTERVAL).await;
+            route = self.routes.find(host.as_str()).await.map_err(unavailable)?.ok_or(Problem::NotFound)?;
         }
     }
 
