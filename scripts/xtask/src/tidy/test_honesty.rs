@@ -35,7 +35,9 @@ pub(super) fn check(source: &Source) -> Vec<Finding> {
 /// Whether the line above, or the same line, explains the sleep.
 fn is_on_purpose(text: &str, line: usize) -> bool {
     let mut lines = text.lines().skip(line.saturating_sub(2)).take(2);
-    lines.any(|line| line.split_once("//").is_some_and(|(_, comment)| comment.contains("on purpose")))
+    lines.any(|line| {
+        line.split_once("//").is_some_and(|(_, comment)| comment.to_lowercase().contains("on purpose"))
+    })
 }
 
 fn find_bypass(path: &str, line: &str) -> Option<&'static str> {
