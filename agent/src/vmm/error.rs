@@ -40,8 +40,13 @@ pub enum Error {
 }
 
 impl Error {
-    /// This snapshot will never be restored; the disk still can be booted.
+    /// This snapshot will never be restored; the disk still can be booted. Trouble of the host, which another try
+    /// may not meet, is not of this kind.
     pub fn is_snapshot_unusable(&self) -> bool {
-        matches!(self, Self::Incompatible(_) | Self::Restore(_) | Self::Refused(_))
+        match self {
+            Self::Incompatible(_) | Self::Refused(_) => true,
+            Self::Restore(error) => !matches!(error, snapshot::Error::Step { .. }),
+            _ => false,
+        }
     }
 }

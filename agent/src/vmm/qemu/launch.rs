@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::command::{self, Command, Descriptor};
-use super::qmp::{Farewell, Qmp};
+use super::qmp::{self, Farewell, Qmp};
 use super::vm::QemuVm;
 use super::{Accelerator, Qemu};
 use crate::host::memory::{self, GuestMemory};
@@ -23,8 +23,8 @@ use crate::host::names::Names;
 use crate::host::process::Process;
 use crate::host::spawn::{self, Spawn};
 use crate::host::{self, file};
-use crate::snapshot::Snapshot;
-use crate::vmm::{AdoptSpec, Driver, Error, LaunchSpec, Launched, Vm, check_key};
+use crate::snapshot::{self, Snapshot, ram};
+use crate::vmm::{AdoptSpec, Driver, End, Error, LaunchSpec, Launched, Vm, check_key};
 
 /// What is kept of a VMM's last words; the kernel's pipe holds no more anyway.
 const MAX_STDERR_BYTES: u64 = 64 * 1024;
@@ -53,10 +53,8 @@ pub(super) async fn launch(qemu: &Qemu, spec: LaunchSpec) -> Result<Launched, Er
     {
         let error = vm.explain(error, "it loaded a snapshot").await;
         vm.kill().await?;
-        return Err(match error {
-            unusable if unusable.is_snapshot_unusable() => unusable,
-            other => Error::Refused(Box::new(other)),
-        });
+        let killed = matches!(vm.wait_exit().await, End::Crashed { signal: Some(libc::SIGKILL), .. });
+        return Err(blame(error, killed));
     }
     Ok(Launched { process: vm.process(), vm: Arc::new(vm) })
 }
@@ -215,12 +213,27 @@ pub(super) fn last_words(mut stderr: &File) -> String {
     lines.map(printable).collect::<Vec<_>>().join("; ")
 }
 
+/// Tells a snapshot that the VMM refuses from a host in trouble, where another try may work. The kernel kills for
+/// want of memory, a VMM itself never ends by SIGKILL.
+fn blame(error: Error, killed: bool) -> Error {
+    let by_vmm = match &error {
+        Error::Ended { .. } => !killed,
+        Error::State { .. } | Error::Control { source: qmp::Error::Refused { .. }, .. } => true,
+        _ => false,
+    };
+    if by_vmm { Error::Refused(Box::new(error)) } else { error }
+}
+
 /// Puts memory and device state of a snapshot into a VMM that waits for them.
 async fn load(vm: &QemuVm, snapshot: Snapshot, memory_bytes: u64) -> Result<(), Error> {
     let process = vm.process();
     let device = host::off_worker(move || {
         let memory = GuestMemory::find(process, memory_bytes).map_err(Error::Memory)?;
-        snapshot.read_ram(&memory).map_err(Error::Restore)?;
+        snapshot.read_ram(&memory).map_err(|error| match error {
+            // The VMM is in trouble, not the snapshot.
+            snapshot::Error::Ram { source: ram::Error::Memory(source), .. } => Error::Memory(source),
+            other => Error::Restore(other),
+        })?;
         snapshot.open_device().map_err(Error::Restore)
     })
     .await?;
@@ -239,9 +252,28 @@ async fn load(vm: &QemuVm, snapshot: Snapshot, memory_bytes: u64) -> Result<(), 
         match state.as_str() {
             "paused" => return Ok(()),
             "inmigrate" if Instant::now() < end => sleep(LOAD_POLL).await,
-            _ => {
-                return Err(Error::State { step: "loading", found: state });
+            "inmigrate" => {
+                let late = qmp::Error::Deadline { command: "migrate-incoming", deadline: LOAD_DEADLINE };
+                return Err(control("loading the device state")(late));
             }
+            _ => return Err(Error::State { step: "loading", found: state }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_vmm_itself_refuses_is_held_against_the_snapshot() {
+        let ended = || Error::Ended { step: "loading", said: "unknown section".to_owned() };
+        let control = |source| Error::Control { step: "loading", source };
+        assert!(blame(ended(), false).is_snapshot_unusable());
+        assert!(!blame(ended(), true).is_snapshot_unusable(), "the kernel ended it");
+        let refused = qmp::Error::Refused { command: "migrate-incoming", description: String::new() };
+        assert!(blame(control(refused), false).is_snapshot_unusable());
+        let late = qmp::Error::Deadline { command: "migrate-incoming", deadline: LOAD_DEADLINE };
+        assert!(!blame(control(late), false).is_snapshot_unusable());
     }
 }
