@@ -64,8 +64,10 @@ impl Scheduler {
 
     /// Ships the audit trail once the host has joined, for ever.
     pub(super) async fn ship_audit(self: Arc<Self>, egress: Arc<Egress>) {
-        let mut changes = self.identity.changes();
-        while self.channel().is_err() && changes.changed().await.is_ok() {}
+        // Looked for rather than awaited: whoever hears of the identity first may be this task, before the channel is.
+        while self.channel().is_err() {
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
         egress.ship_audit(self.as_ref()).await;
     }
 
