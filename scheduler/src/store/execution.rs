@@ -10,26 +10,25 @@ record! {
         tenant_id: String,
         host_id: String,
         placement_epoch: i64,
+        /// 0 until it has been reported running.
         started_us: i64,
         ended_us: Option<i64>,
         end_cause: String,
     }
 }
 
-/// Inserts it, or notes its end; what is known already stays. An execution never changes its sandbox or host.
+/// Inserts it, or notes its start and its end; what is known already stays. An execution never changes its sandbox or
+/// host.
 pub fn record(tx: &mut Tx<'_>, execution: &Execution) -> Result<(), Error> {
     record::insert_if_absent(tx, execution)?;
-    let sql = "UPDATE execution SET ended_us = ?4, end_cause = ?5
-        WHERE id = ?1 AND sandbox_id = ?2 AND host_id = ?3 AND ended_us IS NULL";
+    let (id, sandbox, host) = (&execution.id, &execution.sandbox_id, &execution.host_id);
+    let started = "UPDATE execution SET started_us = ?4
+        WHERE id = ?1 AND sandbox_id = ?2 AND host_id = ?3 AND started_us = 0";
+    tx.execute(started, params![id, sandbox, host, execution.started_us])?;
     if execution.ended_us.is_some() {
-        let ended = params![
-            &execution.id,
-            &execution.sandbox_id,
-            &execution.host_id,
-            &execution.ended_us,
-            &execution.end_cause
-        ];
-        tx.execute(sql, ended)?;
+        let ended = "UPDATE execution SET ended_us = ?4, end_cause = ?5
+            WHERE id = ?1 AND sandbox_id = ?2 AND host_id = ?3 AND ended_us IS NULL";
+        tx.execute(ended, params![id, sandbox, host, &execution.ended_us, &execution.end_cause])?;
     }
     Ok(())
 }

@@ -247,6 +247,26 @@ async fn report(scene: &Scene, grouping: Grouping) -> usage::Report {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_executions_start_and_end_are_noted_as_they_come() {
+    let mut scene = Scene::new().await;
+    let row = |started_us, ended_us: i64, cause: &str| {
+        proto::outbox_row::Row::Execution(proto::ExecutionRow {
+            execution: scene.execution.clone(),
+            sandbox: scene.sandbox.id.clone(),
+            placement_epoch: 1,
+            started_us,
+            ended_us,
+            end_cause: cause.into(),
+        })
+    };
+    let rows = vec![row(0, 0, ""), row(7, 0, ""), row(8, 9, "paused"), row(8, 10, "crashed")];
+    scene.upload(rows).await;
+    let id = scene.execution.clone();
+    let found = scene.world.store.read(move |tx| execution::find(tx, &id)).await.unwrap().unwrap();
+    assert_eq!((found.started_us, found.ended_us, found.end_cause.as_str()), (7, Some(9), "paused"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn usage_counts_once_reconciles_and_includes_what_runs() {
     let mut scene = Scene::new().await;
     let start_us = scene.now_us() - 300_000_000;
