@@ -24,8 +24,8 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
 const LINGERING_MAX: usize = 256;
 /// Output that comes in small pieces faster than this is gathered for `GATHER` between reads: each piece alone would
 /// cost a switch to us and back, and a message.
-const BUSY: Duration = Duration::from_millis(2);
-const GATHER: Duration = Duration::from_millis(1);
+const BUSY: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(2);
 /// How long a terminal may take to hand over its last output after its process ended.
 const TERMINAL_DRAIN: Duration = Duration::from_millis(250);
 
@@ -78,6 +78,10 @@ impl Channel {
         self.0.get_ref()
     }
 
+    fn into_fd(self) -> OwnedFd {
+        self.0.into_inner()
+    }
+
     /// Reads what there is; `None` at the end.
     async fn read(&self, buffer: &mut BytesMut) -> Option<Bytes> {
         buffer.reserve(MESSAGE_BYTES_MAX);
@@ -109,7 +113,7 @@ impl Channel {
 }
 
 /// Reads `channel` into `sink` until its end, or until the process exited and what it left is read.
-pub async fn pump(channel: Channel, source: Source, sink: Sink, mut exit: ExitReceiver, terminal: bool) {
+pub async fn pump(mut channel: Channel, source: Source, sink: Sink, mut exit: ExitReceiver, terminal: bool) {
     let mut buffer = BytesMut::new();
     let mut last: Option<Instant> = None;
     loop {
@@ -122,10 +126,14 @@ pub async fn pump(channel: Channel, source: Source, sink: Sink, mut exit: ExitRe
         let busy = bytes.len() < MESSAGE_BYTES_MAX && last.is_some_and(|last| last.elapsed() < BUSY);
         sink.deliver(source, bytes).await;
         if busy {
+            // Out of the runtime's sight meanwhile: we run before the writer, so every piece would stop it.
+            let fd = channel.into_fd();
             tokio::select! {
                 _ = exit.wait_for(Option::is_some) => {}
                 () = tokio::time::sleep(GATHER) => {}
             }
+            let Ok(again) = Channel::new(fd) else { return };
+            channel = again;
         }
         last = Some(Instant::now());
     }
