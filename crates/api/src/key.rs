@@ -27,6 +27,14 @@ pub struct CreateKey {
     pub metadata: Option<BTreeMap<String, Value>>,
 }
 
+/// Only what is given changes. Scopes may only shrink to what the caller has.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PatchKey {
+    pub name: Option<String>,
+    pub scopes: Option<Vec<String>>,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Key {
     pub id: String,

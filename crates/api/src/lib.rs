@@ -10,11 +10,13 @@
 
 pub mod audit;
 pub mod envelope;
+pub mod event;
 pub mod exec;
 pub mod file;
 pub mod key;
 pub mod preview;
 pub mod process;
+pub mod quota;
 pub mod sandbox;
 pub mod secret;
 pub mod sensitive;

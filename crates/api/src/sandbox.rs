@@ -103,6 +103,8 @@ pub struct CreateSandbox {
     pub persistent: Option<bool>,
     pub always_on: Option<bool>,
     pub auto_resume: Option<bool>,
+    /// Without room: `no_ready_machine`, which says not to try again by itself.
+    pub fail_fast: Option<bool>,
     pub workspace_id: Option<String>,
     pub workspace_slug: Option<String>,
     pub workspace_name: Option<String>,

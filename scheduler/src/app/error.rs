@@ -42,7 +42,7 @@ pub enum Error {
     #[error("the quota of {subject} allows {limit} {quota}, {current} are in use")]
     QuotaExceeded { subject: String, quota: &'static str, limit: u64, current: u64 },
     #[error("no host has room for this sandbox now")]
-    NoCapacity,
+    NoCapacity { fail_fast: bool },
     #[error("more than {limit} sandboxes match; narrow the filter or page with limit and cursor")]
     TooManyMatches { limit: usize },
     #[error("the sandbox is {state}; wait until it is running")]

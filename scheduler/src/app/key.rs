@@ -5,7 +5,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use roost_api::key::{CreateKey, CreatedKey, Identity, Key};
+use roost_api::key::{CreateKey, CreatedKey, Identity, Key, PatchKey};
 use roost_api::{OneTime, Timestamp};
 use roost_domain::id::KeyId;
 use roost_domain::token;
@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{App, Caller, Error, Scope, audit, text};
 use crate::store::api_key::{self, ApiKey};
-use crate::store::tenant;
+use crate::store::{Tx, tenant};
 
 /// What is shown of a key in lists and audit rows.
 const PREFIX_CHARACTERS: usize = 12;
@@ -160,6 +160,52 @@ pub async fn get(app: &App, caller: &Caller, id: String) -> Result<Key, Error> {
     let tenant_id = caller.tenant_id.clone();
     let key = app.store.read(move |tx| api_key::find(tx, &tenant_id, &id)).await?;
     key.filter(|key| sees(caller, key)).map(record).ok_or(Error::NotFound { what: "API key" })
+}
+
+/// Renames a key or changes what it may do from the next request on.
+pub async fn patch(app: &App, caller: &Caller, id: String, request: PatchKey) -> Result<Key, Error> {
+    caller.require(Scope::KeysWrite)?;
+    let name = request.name.as_deref().map(|name| text::check_name("name", name)).transpose()?;
+    let scopes = request.scopes.map(|scopes| grantable(caller, Some(scopes))).transpose()?;
+    let audited = audit::row(caller, app.now_us(), "api_key.updated", "api_key", &id);
+    let caller = caller.clone();
+    let changed = app.store.decide(move |tx| {
+        let mut key = find_own(tx, &caller, &id)?;
+        key.name = name.clone().unwrap_or(key.name);
+        key.scopes = scopes.clone().unwrap_or(key.scopes);
+        if !api_key::update(tx, &key)? {
+            return Err(Error::NotFound { what: "API key" });
+        }
+        audited.clone().with("name", &key.name).with("scopes", &key.scopes).insert(tx)?;
+        Ok(key)
+    });
+    changed.await.map(record)
+}
+
+/// A new key in place of this one, which is dead from now on.
+pub async fn rotate(app: &App, caller: &Caller, id: String) -> Result<CreatedKey, Error> {
+    caller.require(Scope::KeysWrite)?;
+    let (work_caller, wanted) = (caller.clone(), id.clone());
+    let old = app.store.examine(move |tx| find_own(tx, &work_caller, &wanted)).await?;
+    let request = CreateKey {
+        name: old.name,
+        scopes: Some(old.scopes),
+        description: None,
+        workspace_id: old.workspace_id,
+        expires_at: old.expires_us.map(Timestamp::from_micros),
+        metadata: None,
+    };
+    // The new one first: a failure in between leaves a key too many, never none.
+    let made = create(app, caller, request).await?;
+    revoke(app, caller, id).await?;
+    Ok(made)
+}
+
+/// A key of this caller's that is not revoked.
+fn find_own(tx: &mut Tx<'_>, caller: &Caller, id: &str) -> Result<ApiKey, Error> {
+    let found = api_key::find(tx, &caller.tenant_id, id)?;
+    let live = found.filter(|key| sees(caller, key) && key.revoked_us.is_none());
+    live.ok_or(Error::NotFound { what: "API key" })
 }
 
 /// Revokes at once: the next request with the key is refused.

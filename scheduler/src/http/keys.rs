@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use roost_api::key::{CreateKey, CreatedKey, Identity, Key};
+use roost_api::key::{CreateKey, CreatedKey, Identity, Key, PatchKey};
 use roost_api::{Data, ErrorEnvelope, List};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -16,7 +16,8 @@ use crate::app::{Caller, key};
 pub(super) fn routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
         .routes(routes!(create_key, list_keys))
-        .routes(routes!(get_key, revoke_key))
+        .routes(routes!(get_key, patch_key, revoke_key))
+        .routes(routes!(rotate_key))
         .routes(routes!(who_am_i))
 }
 
@@ -48,6 +49,30 @@ async fn get_key(
     Path(id): Path<String>,
 ) -> Result<Json<Data<Key>>, Failure> {
     Ok(Json(Data { data: key::get(&app, &caller, id).await? }))
+}
+
+/// Changes name or scopes.
+#[utoipa::path(patch, path = "/api-keys/{id}", tag = "keys",
+    responses((status = 200, body = Data<Key>), (status = "default", body = ErrorEnvelope)))]
+async fn patch_key(
+    caller: Caller,
+    State(app): State<Shared>,
+    Path(id): Path<String>,
+    Json(request): Json<PatchKey>,
+) -> Result<Json<Data<Key>>, Failure> {
+    Ok(Json(Data { data: key::patch(&app, &caller, id, request).await? }))
+}
+
+/// Replaces a key by a new one; the old one is dead at once.
+#[utoipa::path(post, path = "/api-keys/{id}/rotate", tag = "keys",
+    responses((status = 201, body = Data<CreatedKey>), (status = "default", body = ErrorEnvelope)))]
+async fn rotate_key(
+    caller: Caller,
+    State(app): State<Shared>,
+    Path(id): Path<String>,
+) -> Result<Response, Failure> {
+    let data = key::rotate(&app, &caller, id).await?;
+    Ok((StatusCode::CREATED, Json(Data { data })).into_response())
 }
 
 /// Revokes a key at once.

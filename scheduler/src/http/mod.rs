@@ -18,6 +18,7 @@ use crate::app::{App, Error};
 
 mod audits;
 mod error;
+mod events;
 mod execs;
 mod extract;
 mod files;
@@ -25,6 +26,7 @@ mod idempotent;
 mod keys;
 mod previews;
 mod processes;
+mod quotas;
 mod request;
 mod sandboxes;
 mod secrets;
@@ -61,6 +63,8 @@ fn routes() -> (Router<Shared>, OpenApi) {
         .merge(secrets::routes())
         .merge(audits::routes())
         .merge(usages::routes())
+        .merge(quotas::routes())
+        .merge(events::routes())
         .merge(keys::routes())
         .merge(workspaces::routes())
         .merge(settings::routes())

@@ -2,6 +2,7 @@
 //! silence, and
 //! the three characters on which its line reader would cut a frame are escaped.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -16,14 +17,30 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// One frame.
 #[derive(Debug, Clone)]
 pub(super) struct Frame {
-    event: &'static str,
+    event: Cow<'static, str>,
+    id: Option<String>,
     data: String,
 }
 
 impl Frame {
-    pub(super) fn new<T: Serialize>(event: &'static str, data: &T) -> Self {
+    pub(super) fn new<T: Serialize>(event: impl Into<Cow<'static, str>>, data: &T) -> Self {
         let json = serde_json::to_string(data).unwrap_or_else(|_| "{}".to_owned());
-        Self { event, data: escape(&json) }
+        Self { event: event.into(), id: None, data: escape(&json) }
+    }
+
+    /// What a client that comes back names as the last it has.
+    #[must_use]
+    pub(super) fn with_id(mut self, id: String) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    fn into_event(self) -> Event {
+        let event = Event::default().event(self.event).data(self.data);
+        match self.id {
+            Some(id) => event.id(id),
+            None => event,
+        }
     }
 }
 
@@ -38,8 +55,7 @@ where
     S: Stream<Item = Frame> + Send + 'static,
 {
     use futures::StreamExt as _;
-    let events =
-        frames.map(|frame| Ok::<_, Infallible>(Event::default().event(frame.event).data(frame.data)));
+    let events = frames.map(|frame| Ok::<_, Infallible>(frame.into_event()));
     let mut response =
         Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive")).into_response();
     let no_store = http::HeaderValue::from_static("no-store");

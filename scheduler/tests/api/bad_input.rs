@@ -268,6 +268,9 @@ fn table() -> Vec<Row> {
             "VALIDATION_FAILED",
             "expires_at",
         ),
+        ("PUT", "/tenant/quota", json!({ "max_sandboxes": -1 }), 422, "VALIDATION_FAILED", "max_sandboxes"),
+        ("PUT", "/quotas/external/u", json!({ "max_sandbox": 1 }), 422, "VALIDATION_FAILED", "max_sandbox"),
+        ("PUT", "/workspaces/nowhere/quota", json!({}), 404, "not_found", "workspace"),
         ("PUT", "/settings", json!({ "secruity": {} }), 422, "VALIDATION_FAILED", "secruity"),
         (
             "PUT",
@@ -328,13 +331,14 @@ async fn bodies_that_are_no_json_are_refused_everywhere() {
         operations().into_iter().filter(|(method, _)| matches!(method.as_str(), "POST" | "PUT" | "PATCH"))
     {
         // These read no body.
-        if ["/pause", "/stop", "/resume", "/start"].iter().any(|end| template.ends_with(end)) {
+        if ["/pause", "/stop", "/resume", "/start", "/rotate"].iter().any(|end| template.ends_with(end)) {
             continue;
         }
         let path = template
             .replace("{id}", &id)
             .replace("{preview_id}", preview["id"].as_str().unwrap())
             .replace("{pid}", "1");
+        let path = path.replace("{external_user_id}", "u").replace("{external_workspace_id}", "w");
         let send = |content: &'static str, body: &'static str| {
             let request = Request::builder().method(method.clone()).uri(format!("{BASE}{path}"));
             let request = request
@@ -374,7 +378,6 @@ async fn what_does_not_exist_is_a_clean_404() {
         ("POST", format!("/sandboxes/{id}/fork")),
         ("GET", format!("/sandboxes/{id}/snapshots")),
         ("GET", "/webhooks".to_owned()),
-        ("GET", "/quotas/external/user@x".to_owned()),
         ("PUT", format!("/sandboxes/{id}")),
         ("DELETE", "/workspaces/x".to_owned()),
         ("GET", "/egress/oauth/providers".to_owned()),

@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod conform;
+mod events;
 mod guest;
 mod host;
 mod idempotency;

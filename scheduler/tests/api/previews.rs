@@ -94,7 +94,8 @@ async fn a_minted_share_has_the_promised_shape_and_verifies_with_the_public_key(
     assert_eq!(issued[0]["actor"], format!("api_key:{}", &world.key[..12]));
     let expected = json!({
         "workspace_id": sandbox["workspace_id"], "project_id": sandbox["project_id"],
-        "external_workspace_id": "w1", "external_user_id": "u1", "expires_at": data["share_token_expires_at"], "token_prefix": &text[..12],
+        "external_workspace_id": "w1", "external_user_id": "u1", "token_prefix": &text[..12],
+        "expires_at": data["share_token_expires_at"],
     });
     assert_eq!(issued[0]["metadata"], expected);
 }

@@ -87,6 +87,42 @@ async fn a_paused_sandbox_gives_back_what_runs_and_a_destroyed_one_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn limits_set_through_the_api_hold_at_once_and_show_what_is_in_use() {
+    let world = World::start().await;
+    let path = "/quotas/external/dr_smith@clinic1.example";
+    world.put(path, json!({ "max_sandboxes": 1 })).await.expect(200);
+    world.put(path, json!({ "max_concurrent": 4 })).await.expect(200);
+    world.sandbox(small("dr_smith@clinic1.example")).await;
+    let quota = world.get(path).await.expect(200).data();
+    assert_eq!((quota["max_sandboxes"].as_u64(), quota["max_concurrent"].as_u64()), (Some(1), Some(4)));
+    assert_eq!(
+        (quota["usage"]["sandboxes"].as_u64(), quota["usage"]["storage_gb"].as_f64()),
+        (Some(1), Some(0.5))
+    );
+    let refused = world.post("/sandboxes", small("dr_smith@clinic1.example")).await.expect(403);
+    assert_eq!(refused.code(), "quota_exceeded");
+    world.delete(path).await.expect(204);
+    world.delete(path).await.expect(204);
+    world.sandbox(small("dr_smith@clinic1.example")).await;
+    assert_eq!(world.get(path).await.data()["max_sandboxes"], Value::Null);
+    let set = world.audited("quota.set").await;
+    assert_eq!((set.len(), set[0]["resource_id"].as_str()), (2, Some("dr_smith@clinic1.example")));
+    let workspace = world.post("/workspaces", json!({ "name": "w" })).await.data();
+    let confined = world.key_with(&["admin"], workspace["id"].as_str()).await;
+    world.call_as(&confined, "PUT", path, Some(json!({})), &[]).await.expect(403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fail_fast_names_the_lack_of_room() {
+    let world = World::with_memory(128).await;
+    let mut body = small("u1");
+    body["fail_fast"] = json!(true);
+    let full = world.post("/sandboxes", body).await.expect(503);
+    let retryable = full.json()["error"]["retryable"].as_bool();
+    assert_eq!((full.code().as_str(), retryable), ("no_ready_machine", Some(false)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_create_leaves_nothing_behind() {
     let world = World::with_memory(256).await;
     let id = world.sandbox(small("u1")).await["id"].as_str().unwrap().to_owned();

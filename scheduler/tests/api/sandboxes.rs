@@ -126,8 +126,8 @@ async fn a_life_from_creating_to_gone() {
     let world = World::start().await;
     world.host.set_mood(Mood::Slow);
     let began = Instant::now();
-    let made =
-        world.post("/sandboxes?wait=1", json!({ "cpu_count": 1, "memory_mb": 256 })).await.expect(202).data();
+    let body = json!({ "cpu_count": 1, "memory_mb": 256, "auto_resume": false });
+    let made = world.post("/sandboxes?wait=1", body).await.expect(202).data();
     assert!(began.elapsed() >= Duration::from_secs(1) && made["state"] == "creating", "{made}");
     let id = made["id"].as_str().unwrap().to_owned();
     let path = format!("/sandboxes/{id}");
@@ -154,6 +154,22 @@ async fn a_life_from_creating_to_gone() {
     world.post(&format!("{path}/resume"), json!({})).await.expect(404);
     assert_eq!(world.get("/sandboxes").await.data(), json!([]));
     assert_eq!(world.get("/sandboxes?include_destroyed=true").await.data().as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_sandbox_wakes_for_those_who_may_change_it() {
+    let world = World::start().await;
+    let id = world.sandbox_id().await;
+    let path = format!("/sandboxes/{id}");
+    world.post(&format!("{path}/pause"), json!({})).await.expect(200);
+    let reader = world.key_with(&["sandboxes:read"], None).await;
+    let asleep = world.call_as(&reader, "GET", &format!("{path}/files"), None, &[]).await.expect(409);
+    assert_eq!(asleep.code(), "RESOURCE_STATE");
+    let answer =
+        world.post(&format!("{path}/exec"), json!({ "command": "echo awake" })).await.expect(200).json();
+    assert_eq!(answer["stdout"], "awake\n");
+    assert_eq!(world.get(&path).await.data()["state"], "running");
+    assert_eq!(world.audited("sandbox.resumed").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

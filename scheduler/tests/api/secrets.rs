@@ -81,7 +81,8 @@ async fn resolution_explains_the_six_steps() {
     set(&world, json!({})).await;
     assert_eq!(winner().await, "user");
     let body = json!({
-        "secret_id": user["id"], "resource_id": id, "resource_type": "sandbox", "expose_as_env": "OPENAI_API_KEY",
+        "secret_id": user["id"], "resource_id": id, "resource_type": "sandbox",
+        "expose_as_env": "OPENAI_API_KEY",
     });
     world.post("/egress/bindings", body.clone()).await.expect(201);
     assert_eq!(winner().await, "binding");

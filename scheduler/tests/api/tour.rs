@@ -181,7 +181,9 @@ async fn tenant(tour: &mut Tour) {
     let key = key["id"].as_str().unwrap().to_owned();
     tour.go("GET", "/api-keys", "/api-keys", None, 200).await;
     tour.at("GET", "/api-keys/{id}", &key, None, 200).await;
-    tour.at("DELETE", "/api-keys/{id}", &key, None, 204).await;
+    tour.at("PATCH", "/api-keys/{id}", &key, Some(json!({ "name": "cd" })), 200).await;
+    let rotated = tour.at("POST", "/api-keys/{id}/rotate", &key, None, 201).await.data();
+    tour.at("DELETE", "/api-keys/{id}", rotated["id"].as_str().unwrap(), None, 204).await;
     tour.go("GET", "/whoami", "/whoami", None, 200).await;
     let made =
         tour.go("POST", "/workspaces", "/workspaces", Some(json!({ "name": "Team" })), 201).await.data();
@@ -190,6 +192,7 @@ async fn tenant(tour: &mut Tour) {
     let made = tour.go("POST", "/projects", "/projects", Some(json!({ "name": "Site" })), 201).await.data();
     tour.go("GET", "/projects", "/projects", None, 200).await;
     tour.at("GET", "/projects/{id}", made["id"].as_str().unwrap(), None, 200).await;
+    quotas(tour, made["workspace_id"].as_str().unwrap(), made["id"].as_str().unwrap()).await;
     tour.go("GET", "/settings", "/settings", None, 200).await;
     let change = json!({ "previews": { "frame_ancestors": ["https://app.cliniciq.com"] } });
     tour.go("PUT", "/settings", "/settings", Some(change.clone()), 200).await;
@@ -200,12 +203,38 @@ async fn tenant(tour: &mut Tour) {
     tour.go("GET", "/templates", "/templates", None, 200).await;
 }
 
+async fn quotas(tour: &mut Tour, workspace: &str, project: &str) {
+    for (template, path) in [
+        ("/quotas/external/{external_user_id}", "/quotas/external/dr_smith@clinic1.example".to_owned()),
+        (
+            "/quotas/external-workspaces/{external_workspace_id}",
+            "/quotas/external-workspaces/a%2Fb".to_owned(),
+        ),
+        ("/workspaces/{id}/quota", format!("/workspaces/{workspace}/quota")),
+        ("/projects/{id}/quota", format!("/projects/{project}/quota")),
+        ("/tenant/quota", "/tenant/quota".to_owned()),
+    ] {
+        tour.go("PUT", template, &path, Some(json!({ "max_sandboxes": 5, "max_storage_gb": 10 })), 200).await;
+        let read = tour.go("GET", template, &path, None, 200).await.data();
+        assert_eq!((read["max_sandboxes"].as_u64(), read["max_storage_gb"].as_u64()), (Some(5), Some(10)));
+        tour.go("DELETE", template, &path, None, 204).await;
+    }
+}
+
 async fn reports(tour: &mut Tour, id: &str) {
     tour.go("GET", "/usage", "/usage?group_by=external_user_id&period=7d", None, 200).await;
     tour.go("GET", "/usage/summary", "/usage/summary", None, 200).await;
     tour.at("GET", "/sandboxes/{id}/usage", id, None, 200).await;
     tour.go("GET", "/audit-log", "/audit-log", None, 200).await;
     tour.go("GET", "/egress/audit", "/egress/audit?since=7d", None, 200).await;
+    let first = crate::events::first_event(&tour.world, id).await;
+    for (template, path) in [
+        ("/sandboxes/{id}/events", format!("/sandboxes/{id}/events")),
+        ("/events/stream", "/events/stream".to_owned()),
+    ] {
+        tour.seen.insert(format!("GET {template}"));
+        tour.world.read_stream(&path, &[("last-event-id", &first)], |text| text.contains("\n\n")).await;
+    }
     let event = crate::usage::plant_egress_row(&tour.world, id).await;
     tour.at("GET", "/egress/audit/{id}", &event, None, 200).await;
 }

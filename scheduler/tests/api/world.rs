@@ -19,6 +19,7 @@ use roost_scheduler::pki::Pki;
 use roost_scheduler::secret::Vault;
 use roost_scheduler::store::{Settings, Store, api_key, tenant};
 use serde_json::{Value, json};
+use tokio_stream::StreamExt;
 use tower::ServiceExt;
 
 use crate::conform::Conformance;
@@ -26,6 +27,8 @@ use crate::host::Host;
 
 static DOCUMENT: LazyLock<Conformance> =
     LazyLock::new(|| Conformance::new(serde_json::to_value(document()).unwrap()));
+
+const EVENT_STREAM: http::HeaderValue = http::HeaderValue::from_static("text/event-stream");
 
 /// Everything a test may look at.
 pub struct World {
@@ -173,6 +176,33 @@ impl World {
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
         Answer { status: parts.status.as_u16(), headers: parts.headers, bytes }
+    }
+
+    /// Opens a stream that does not end by itself and reads it until `good` finds what the test waits for.
+    pub async fn read_stream(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        good: impl Fn(&str) -> bool,
+    ) -> String {
+        let mut request = Request::builder().uri(format!("{BASE}{path}"));
+        request = request.header("authorization", format!("Bearer {}", self.key));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = self.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!((response.status().as_u16(), &response.headers()["content-type"]), (200, &EVENT_STREAM));
+        let mut body = response.into_body().into_data_stream();
+        let mut text = String::new();
+        let reading = async {
+            while !good(&text) {
+                let chunk = body.next().await.expect("the stream goes on").unwrap();
+                text.push_str(std::str::from_utf8(&chunk).unwrap());
+            }
+        };
+        let done = tokio::time::timeout(Duration::from_secs(20), reading).await;
+        assert!(done.is_ok(), "{path} only said {text:?}");
+        text
     }
 
     /// A small running sandbox.

@@ -25,7 +25,7 @@ pub async fn exec(
     request: ExecRequest,
 ) -> Result<ExecResult, Error> {
     let (row, plan) = plan_exec(app, caller, reference, request).await?;
-    command::run(&guest(app, &row).await?, plan).await
+    command::run(&guest(app, caller, row).await?, plan).await
 }
 
 /// Runs a command and hands out its output line by line.
@@ -36,7 +36,7 @@ pub async fn exec_stream(
     request: ExecRequest,
 ) -> Result<impl Stream<Item = Frame> + Send + 'static + use<>, Error> {
     let (row, plan) = plan_exec(app, caller, reference, request).await?;
-    command::stream(&guest(app, &row).await?, plan).await
+    command::stream(&guest(app, caller, row).await?, plan).await
 }
 
 async fn plan_exec(
@@ -83,7 +83,7 @@ pub async fn run(
         stdin: request.stdin,
         name: request.name.unwrap_or_default(),
     };
-    let guest = guest(app, &row).await?;
+    let guest = guest(app, caller, row).await?;
     if detached {
         return Ok(started(process::start(&guest, plan).await?));
     }
@@ -135,7 +135,7 @@ pub async fn start(
         stdin: None,
         name: request.name.unwrap_or_default(),
     };
-    let guest = guest(app, &row).await?;
+    let guest = guest(app, caller, row).await?;
     let pid = process::start(&guest, plan).await?;
     process::get(&guest, pid).await
 }

@@ -108,7 +108,7 @@ impl Admission {
                 return Ok(id.clone());
             }
         }
-        Err(Error::NoCapacity)
+        Err(Error::NoCapacity { fail_fast: self.wish.fail_fast })
     }
 
     /// An explicit slug is taken or refused; a derived one gets a suffix until it is free.

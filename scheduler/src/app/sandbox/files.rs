@@ -121,5 +121,5 @@ fn check_depth(depth: u32) -> Result<u32, Error> {
 
 async fn open(app: &App, caller: &Caller, reference: &str, scope: Scope) -> Result<Guest, Error> {
     caller.require(scope)?;
-    guest(app, &row(app, caller, reference).await?).await
+    guest(app, caller, row(app, caller, reference).await?).await
 }

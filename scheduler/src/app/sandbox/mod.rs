@@ -54,9 +54,15 @@ pub async fn get_by_name(app: &App, caller: &Caller, name: String) -> Result<San
     Ok(record(app, found))
 }
 
-/// A way into a running sandbox.
-pub async fn guest(app: &App, row: &Row) -> Result<Guest, Error> {
-    require_running(row)?;
+/// A way into a sandbox. A paused one is woken first if it may be and the caller may change it.
+pub async fn guest(app: &App, caller: &Caller, row: Row) -> Result<Guest, Error> {
+    let sleeps = matches!(state(&row), State::Paused | State::Pausing);
+    let row = if sleeps && row.auto_resume && caller.require(Scope::SandboxesWrite).is_ok() {
+        run::wake(app, caller, &row.id).await?
+    } else {
+        row
+    };
+    require_running(&row)?;
     let host_id = row.host_id.as_deref().ok_or(Error::HostSilent { source: None })?;
     let client = app
         .fleet
@@ -87,10 +93,12 @@ pub fn state(row: &Row) -> State {
     match (row.desired_run.as_str(), observed) {
         (_, State::Destroyed) => State::Destroyed,
         ("destroyed", _) => State::Destroying,
-        (_, observed) if seen => observed,
+        // A host accepts a wish before it acts on it, so having seen it does not mean having done it; one that does
+        // otherwise by itself reports that, and then it is what is wanted.
         ("paused", State::Running) => State::Pausing,
         ("stopped", State::Running | State::Paused) => State::Stopping,
-        ("running", State::Paused | State::Stopped | State::Error) => State::Resuming,
+        ("running", State::Paused | State::Stopped) => State::Resuming,
+        ("running", State::Error) if !seen => State::Resuming,
         (_, observed) => observed,
     }
 }

@@ -64,7 +64,7 @@ pub async fn kill(
 
 async fn open(app: &App, caller: &Caller, reference: &str, scope: Scope) -> Result<Guest, Error> {
     caller.require(scope)?;
-    guest(app, &row(app, caller, reference).await?).await
+    guest(app, caller, row(app, caller, reference).await?).await
 }
 
 fn parse_pid(pid: &str) -> Result<u32, Error> {

@@ -55,6 +55,12 @@ pub async fn change(
     Ok(record(app, wait::until_settled(app, row, PATIENCE).await?))
 }
 
+/// Resumes on the way to something else.
+pub async fn wake(app: &App, caller: &Caller, id: &str) -> Result<Row, Error> {
+    let row = decide(app, caller, id, Decision::Resume).await?;
+    wait::until_settled(app, row, PATIENCE).await
+}
+
 /// Destroys. The second answer is true once nothing is left of it.
 pub async fn destroy(app: &App, caller: &Caller, reference: &str) -> Result<(Sandbox, bool), Error> {
     let row = decide(app, caller, reference, Decision::Destroy).await?;
@@ -135,7 +141,7 @@ fn reserve_again(tx: &mut Tx<'_>, row: &Row) -> Result<(), Error> {
     let missing_mib = row.memory_mib.saturating_sub(row.memory_reserved_mib);
     if let (Some(host_id), true) = (&row.host_id, missing_mib > 0) {
         if !host::reserve(tx, host_id, missing_mib, 0)? {
-            return Err(Error::NoCapacity);
+            return Err(Error::NoCapacity { fail_fast: false });
         }
         table::set_reservation(tx, &row.id, row.memory_mib, row.disk_reserved_mib)?;
     }

@@ -31,6 +31,7 @@ pub struct Wish {
     pub persistent: bool,
     pub always_on: bool,
     pub auto_resume: bool,
+    pub fail_fast: bool,
     pub external: ExternalIds,
     pub owner_user_id: Option<String>,
     pub workspace: Reference,
@@ -69,6 +70,7 @@ pub fn check(request: CreateSandbox) -> Result<Wish, Error> {
         persistent,
         always_on,
         auto_resume: request.auto_resume.unwrap_or(true),
+        fail_fast: request.fail_fast.unwrap_or(false),
         workspace: Reference {
             id: request.workspace_id,
             slug: request
