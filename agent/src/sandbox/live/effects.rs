@@ -118,7 +118,7 @@ impl World for Live {
             true => Error::SnapshotRefused { source: error.into() },
             false => Error::transient("launching the VMM")(error),
         })?;
-        self.host.vms().insert(execution.id, launched.vm);
+        self.host.hold_vm(execution.id, launched.vm);
         Ok(launched.process)
     }
 
@@ -225,6 +225,7 @@ impl World for Live {
             .await
             .map_err(Error::transient("removing host objects"))?;
         self.host.ends().remove(&execution.id);
+        self.host.forget_vm(execution.id);
         self.plane.traffic.forget(&execution.id.to_string());
         Ok(())
     }

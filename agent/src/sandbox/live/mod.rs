@@ -44,9 +44,16 @@ struct Inner {
     snapshots: Snapshots,
     cache_dir: PathBuf,
     identity_dir: PathBuf,
-    vms: Mutex<HashMap<ExecutionId, Arc<dyn Vm>>>,
+    vms: Mutex<HashMap<ExecutionId, Arc<Slot>>>,
     /// When (boot clock) the end of a VMM was seen.
     ends: Mutex<HashMap<ExecutionId, i64>>,
+}
+
+/// The handle to one VMM. Locked while it is being adopted: a VMM talks to one client at a time, so a second attempt
+/// would only wait for a greeting that never comes.
+#[derive(Default)]
+struct Slot {
+    vm: tokio::sync::Mutex<Option<Arc<dyn Vm>>>,
 }
 
 impl std::fmt::Debug for Host {
@@ -103,14 +110,21 @@ impl Host {
         Names::of(&self.inner.instance, execution)
     }
 
+    /// Blocks: an image that is new is hashed.
+    fn try_list_templates(&self) -> Result<Vec<String>, crate::image::Error> {
+        Ok(self.inner.images.list()?.into_iter().map(|template| template.name).collect())
+    }
+
     pub fn list_templates(&self) -> Vec<String> {
-        let templates = self.inner.images.list().unwrap_or_default();
-        templates.into_iter().map(|template| template.name).collect()
+        self.try_list_templates().unwrap_or_else(|error| {
+            tracing::warn!(error = %roost_daemon::telemetry::chain(&error), "the templates cannot be listed");
+            Vec::new()
+        })
     }
 
     /// Whether new sandboxes can be made of `template`; the error says which ones there are.
     pub async fn find_template(&self, template: &str) -> Result<(), String> {
-        let templates = self.list_templates();
+        let templates = self.try_list_templates().map_err(|error| roost_daemon::telemetry::chain(&error))?;
         match templates.iter().any(|name| name == template) {
             true => Ok(()),
             false => {
@@ -179,8 +193,10 @@ impl Host {
         sandbox: &Sandbox,
         execution: &Execution,
     ) -> Result<Option<Arc<dyn Vm>>, world::Error> {
-        if let Some(vm) = self.vms().get(&execution.id) {
-            return Ok(Some(Arc::clone(vm)));
+        let slot = Arc::clone(self.vms().entry(execution.id).or_default());
+        let mut held = slot.vm.lock().await;
+        if held.is_some() {
+            return Ok(held.clone());
         }
         let launched_now = execution.vmm.filter(|_| execution.boot_id == self.inner.boot_id);
         let Some(process) = launched_now else {
@@ -194,10 +210,12 @@ impl Host {
         };
         let adopted =
             self.inner.driver.adopt(spec).await.map_err(world::Error::transient("adopting the VMM"))?;
-        if let Some(vm) = &adopted {
-            self.vms().insert(execution.id, Arc::clone(vm));
-        }
+        *held = adopted.clone();
         Ok(adopted)
+    }
+
+    fn hold_vm(&self, execution: ExecutionId, vm: Arc<dyn Vm>) {
+        self.vms().insert(execution, Arc::new(Slot { vm: tokio::sync::Mutex::new(Some(vm)) }));
     }
 
     fn forget_vm(&self, execution: ExecutionId) {
@@ -208,7 +226,7 @@ impl Host {
         self.inner.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn vms(&self) -> std::sync::MutexGuard<'_, HashMap<ExecutionId, Arc<dyn Vm>>> {
+    fn vms(&self) -> std::sync::MutexGuard<'_, HashMap<ExecutionId, Arc<Slot>>> {
         self.inner.vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
