@@ -11,3 +11,4 @@ pub mod program;
 pub mod quickstart;
 pub mod stack;
 pub mod tour;
+pub mod upstream;

@@ -2,6 +2,7 @@
 //!
 //! Prints for a person who has never seen Roost. Leaves nothing behind, however it ends.
 
+pub mod environment;
 pub mod interrupt;
 
 use std::path::PathBuf;
@@ -12,8 +13,9 @@ use anyhow::bail;
 use clap::Parser;
 
 use crate::stack::place::Place;
-use crate::stack::{Stack, Wish};
+use crate::stack::{Allowed, PREVIEW_DOMAIN, Stack, Wish};
 use crate::tour;
+use crate::upstream::Upstream;
 use interrupt::Interrupt;
 
 /// How soon Ctrl-C or a process that does not stay up is noticed.
@@ -26,6 +28,11 @@ pub struct Arguments {
     /// End after the tour: 0 only if every step held and nothing is left on the machine.
     #[arg(long)]
     exit: bool,
+    /// Instead of the tour, run this command with the API's address and key in its environment (ROOST_API_URL,
+    /// ROOST_API_KEY, MIOSA_BASE_URL, MIOSA_API_KEY, ROOST_CA_FILE, SSL_CERT_FILE, ROOST_PREVIEW_DOMAIN); its exit
+    /// code is the quickstart's.
+    #[arg(long, num_args = 1.., value_name = "COMMAND", allow_hyphen_values = true, conflicts_with = "exit")]
+    exec: Vec<String>,
     /// The clone to run from.
     #[arg(long, value_name = "DIRECTORY", default_value = ".", hide = true)]
     clone: PathBuf,
@@ -34,7 +41,7 @@ pub struct Arguments {
 /// Runs it; the exit code is for the shell.
 pub fn main() -> ExitCode {
     match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("\nquickstart: {error:#}");
             ExitCode::FAILURE
@@ -42,22 +49,30 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<()> {
+fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     let interrupt = Interrupt::catch()?;
     let begun = Instant::now();
-    let stack = Stack::start(Place::of_clone(&arguments.clone)?, &Wish::default())?;
+    let upstream = Upstream::start()?;
+    let wish = Wish { upstream: Some(Allowed::from(&upstream)) };
+    let stack = Stack::start(Place::of_clone(&arguments.clone)?, &wish)?;
     println!(
         "Roost is up after {:.1} s; logs and state in {}\n",
         begun.elapsed().as_secs_f32(),
         stack.place().root.display()
     );
-    tour::run(&stack, &interrupt)?;
+    if let Some((program, rest)) = arguments.exec.split_first() {
+        let code = environment::run(&stack, program, rest)?;
+        stop(stack)?;
+        return Ok(code);
+    }
+    tour::run(&stack, &upstream, &interrupt)?;
     if !arguments.exit {
         print_invitation(&stack)?;
         wait_for_interrupt(&stack, &interrupt)?;
         println!("\nstopping …");
     }
-    stop(stack)
+    stop(stack)?;
+    Ok(0)
 }
 
 fn stop(stack: Stack) -> anyhow::Result<()> {
@@ -73,13 +88,23 @@ fn stop(stack: Stack) -> anyhow::Result<()> {
 }
 
 fn print_invitation(stack: &Stack) -> anyhow::Result<()> {
+    let tenant = stack.tenant();
+    let (base, key, root) = (tenant.base(), &tenant.key, stack.place().preview_root());
     let agent = stack.agent()?.shown();
     println!(
-        "\nRoost stays up until Ctrl-C. In another terminal, as root:\n\n\
-         \x20 alias roost={agent:?}\n\
-         \x20 roost run                      # boots a sandbox and prints its id\n\
-         \x20 roost exec SANDBOX -- uname -a # an unambiguous start of the id will do\n\
-         \x20 roost doctor                   # what this machine can and cannot do\n"
+        "\nRoost stays up until Ctrl-C.\n\n\
+         \x20 API      {base}\n\
+         \x20 key      {key}\n\
+         \x20 CA file  {root}   (previews: *.{PREVIEW_DOMAIN}:{port})\n\n\
+         Three things to try in another terminal:\n\n\
+         1. Your own sandbox, from the shell:\n\
+         \x20    curl -H 'Authorization: Bearer {key}' '{base}/sandboxes?wait=60' --json '{{\"external_user_id\":\"me\"}}'\n\
+         2. The Python SDK (pip install miosa), unchanged:\n\
+         \x20    MIOSA_BASE_URL={base} MIOSA_API_KEY={key} SSL_CERT_FILE={root} python3\n\
+         3. The host operator's side, as root:\n\
+         \x20    {agent} ps        # or doctor, run, exec, inspect\n",
+        root = root.display(),
+        port = stack.ports().preview,
     );
     Ok(())
 }

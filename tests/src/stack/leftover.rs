@@ -83,12 +83,14 @@ fn remove_empty_parents(place: &Place) {
 fn processes(place: &Place) -> Vec<(Pid, String)> {
     let confined: BTreeSet<i32> = cgroups(place).iter().flat_map(|path| members(path)).collect();
     let own = std::process::id().cast_signed();
+    let names = [place.instance.clone(), place.root.to_string_lossy().into_owned()];
     let mut found = Vec::new();
     for name in names_in("/proc") {
         let Ok(pid) = name.parse::<i32>() else { continue };
         let Ok(arguments) = std::fs::read(format!("/proc/{pid}/cmdline")) else { continue };
         let text = String::from_utf8_lossy(&arguments).replace('\0', " ");
-        let is_named = text.contains(&place.instance) && is_product(&text) && pid != own;
+        let is_named =
+            names.iter().any(|name| text.contains(name.as_str())) && is_product(&text) && pid != own;
         if is_named || confined.contains(&pid) {
             found.push((Pid::from_raw(pid), text.chars().take(120).collect()));
         }

@@ -1,7 +1,7 @@
 //! A whole Roost on this machine, from the real binaries: starts it, supervises it, stops it, proves nothing is left.
 //!
 //! ```text
-//! start: claim folder → settings → egress, edge → agent → all ready
+//! start: claim folder → settings → scheduler → join token → egress, edge, agent → all ready → tenant, key
 //! finish: destroy sandboxes → stop in reverse → leftovers and log complaints are errors → folder removed
 //! drop without finish (a failed test): stop → sweep → folder kept
 //! ```
@@ -14,18 +14,20 @@ mod owner;
 pub mod place;
 mod settings;
 pub mod supervise;
+pub mod tenant;
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::poll;
+use crate::{poll, program};
 use agent::AgentCli;
 use leftover::Baseline;
 use place::Place;
-pub use settings::{FloorException, Ports, Wish};
+pub use settings::{Allowed, PREVIEW_DOMAIN, Ports, Wish};
 use supervise::{Program, Supervised};
+use tenant::Tenant;
 
 /// A trial boot of the guest kernel, to choose a VMM, is part of the agent's first start.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
@@ -34,6 +36,7 @@ const READY_DEADLINE: Duration = Duration::from_secs(60);
 pub struct Stack {
     place: Place,
     ports: Ports,
+    tenant: Tenant,
     /// In the order they were started.
     processes: Vec<Supervised>,
     baseline: Baseline,
@@ -72,7 +75,7 @@ impl Stack {
         );
         crate::image::find(&place.image_dir, crate::image::TEMPLATE)?;
         let owner = owner::claim(&place)?;
-        for stale in ["agent", "logs"] {
+        for stale in ["agent", "scheduler", "logs"] {
             let _ = std::fs::remove_dir_all(place.root.join(stale));
         }
         std::fs::create_dir_all(&place.run_dir)
@@ -81,6 +84,7 @@ impl Stack {
         settings::write(&place, &ports, wish).context("writing the settings files")?;
         let mut stack = Self {
             baseline: Baseline::take(),
+            tenant: Tenant { origin: format!("http://127.0.0.1:{}", ports.api), key: String::new() },
             place,
             ports,
             processes: Vec::new(),
@@ -93,11 +97,32 @@ impl Stack {
     }
 
     fn start_processes(&mut self) -> anyhow::Result<()> {
+        self.launch("scheduler", "roost-scheduler", &["serve"])?;
+        self.wait_ready()?;
+        let token = self.administer(&["host", "token"])?;
+        std::fs::write(self.place.join_token(), token["made"]["secret"].as_str().unwrap_or_default())?;
         for role in ["egress", "edge"] {
             self.launch(role, "roost-dataplane", &[role])?;
         }
         self.launch("agent", "roost-agent", &["serve"])?;
+        self.administer(&["tenant", "create", "Acme"])?;
+        let key = self.administer(&["key", "create", "--tenant", "acme"])?;
+        self.tenant.key = key["made"]["secret"].as_str().context("no key was made")?.to_owned();
         self.wait_ready()
+    }
+
+    /// The scheduler's operator: one admin command, its answer as JSON.
+    pub fn administer(&self, command: &[&str]) -> anyhow::Result<serde_json::Value> {
+        let mut program = program::command(self.place.binary("roost-scheduler")?);
+        program
+            .arg("admin")
+            .arg("--config")
+            .arg(self.place.settings("scheduler"))
+            .arg("--json")
+            .args(command);
+        let outcome =
+            program::run(program, b"")?.success(&format!("roost-scheduler admin {}", command.join(" ")))?;
+        serde_json::from_str(&outcome.text()).context("reading the answer of roost-scheduler admin")
     }
 
     fn launch(&mut self, name: &'static str, binary: &str, command: &[&str]) -> anyhow::Result<()> {
@@ -124,7 +149,7 @@ impl Stack {
                 if let Some(why) = process.ended() {
                     bail!("{name} does not stay up: {why}");
                 }
-                last = match http::ready(self.health_port(name)) {
+                last = match http::ready(self.ports.health(name)) {
                     Ok(()) => return Ok(Some(())),
                     Err(error) => error,
                 };
@@ -135,12 +160,9 @@ impl Stack {
         Ok(())
     }
 
-    fn health_port(&self, name: &str) -> u16 {
-        match name {
-            "agent" => self.ports.agent_health,
-            "egress" => self.ports.egress_health,
-            _ => self.ports.edge_health,
-        }
+    /// The tenant that was made with the stack.
+    pub fn tenant(&self) -> &Tenant {
+        &self.tenant
     }
 
     pub fn place(&self) -> &Place {
@@ -219,6 +241,7 @@ impl Stack {
     }
 
     fn destroy_all(&self) -> anyhow::Result<()> {
+        self.tenant.destroy_all()?;
         let agent = self.agent()?;
         for sandbox in agent.list()? {
             if sandbox["origin"] == "local" && sandbox["state"] != "destroyed" {

@@ -71,6 +71,20 @@ impl Place {
         self.root.join("logs").join(format!("{process}.log"))
     }
 
+    /// The certificate by which hosts know the scheduler.
+    pub fn fleet_root(&self) -> PathBuf {
+        self.root.join("scheduler/pki/fleet-root.pem")
+    }
+
+    /// The root of the development certificates of previews.
+    pub fn preview_root(&self) -> PathBuf {
+        self.root.join("scheduler/pki/preview-root.pem")
+    }
+
+    pub fn join_token(&self) -> PathBuf {
+        self.root.join("join-token")
+    }
+
     /// First and last of the user ids for VMMs. Stacks that run at once rarely share them.
     pub fn vmm_uids(&self) -> (u32, u32) {
         let digest = Sha256::digest(&self.instance);

@@ -1,27 +1,50 @@
-//! The settings files of a stack's processes.
+//! The settings files of a stack's processes, and the ports in them.
 
 use std::fmt::Write;
 use std::path::Path;
 
 use super::http::free_port;
 use super::place::Place;
+use crate::upstream::{self, Upstream};
+
+/// Host names of previews end with this; it resolves on any machine with libnss-myhostname.
+pub const PREVIEW_DOMAIN: &str = "roost.localhost";
 
 /// What a stack is to be like.
 #[derive(Debug, Clone, Default)]
 pub struct Wish {
-    pub floor_exceptions: Vec<FloorException>,
+    /// A server on this machine that guests may call.
+    pub upstream: Option<Allowed>,
 }
 
-/// An address inside the deny floor that guests may reach all the same.
+/// How guests get to a server that the deny floor would keep from them.
 #[derive(Debug, Clone)]
-pub struct FloorException {
-    pub name: String,
-    pub port: u16,
-    pub cidr: String,
+pub struct Allowed {
+    name: String,
+    port: u16,
+    cidr: String,
+    root_pem: String,
+}
+
+impl From<&Upstream> for Allowed {
+    fn from(upstream: &Upstream) -> Self {
+        Self {
+            name: upstream::NAME.to_owned(),
+            port: upstream.port,
+            cidr: format!("{}/32", upstream.address()),
+            root_pem: upstream.root_pem.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
 pub struct Ports {
+    pub api: u16,
+    pub fleet: u16,
+    pub ensure: u16,
+    pub gateway: u16,
+    pub preview: u16,
+    pub scheduler_health: u16,
     pub agent_health: u16,
     pub egress_health: u16,
     pub edge_health: u16,
@@ -29,50 +52,129 @@ pub struct Ports {
 
 impl Ports {
     pub fn choose() -> std::io::Result<Self> {
-        Ok(Self { agent_health: free_port()?, egress_health: free_port()?, edge_health: free_port()? })
+        Ok(Self {
+            api: free_port()?,
+            fleet: free_port()?,
+            ensure: free_port()?,
+            gateway: free_port()?,
+            preview: free_port()?,
+            scheduler_health: free_port()?,
+            agent_health: free_port()?,
+            egress_health: free_port()?,
+            edge_health: free_port()?,
+        })
+    }
+
+    pub fn health(&self, process: &str) -> u16 {
+        match process {
+            "scheduler" => self.scheduler_health,
+            "agent" => self.agent_health,
+            "egress" => self.egress_health,
+            _ => self.edge_health,
+        }
     }
 }
 
 /// Writes `<process>.toml` for every process.
 pub(super) fn write(place: &Place, ports: &Ports, wish: &Wish) -> std::io::Result<()> {
     std::fs::create_dir_all(place.root.join("logs"))?;
+    if let Some(allowed) = &wish.upstream {
+        std::fs::write(upstream_root(place), &allowed.root_pem)?;
+    }
+    std::fs::write(place.settings("scheduler"), scheduler(place, ports))?;
     std::fs::write(place.settings("agent"), agent(place, ports, wish))?;
-    std::fs::write(place.settings("egress"), dataplane(place, "egress", ports.egress_health))?;
-    std::fs::write(place.settings("edge"), dataplane(place, "edge", ports.edge_health))
+    std::fs::write(place.settings("egress"), egress(place, ports, wish))?;
+    std::fs::write(place.settings("edge"), edge(place, ports))
+}
+
+fn scheduler(place: &Place, ports: &Ports) -> String {
+    format!(
+        "state_dir = {state}\nadmin_socket = {socket}\nhealth_port = {health}\n\n\
+         [api]\nlisten = \"127.0.0.1:{api}\"\n\n\
+         [hosts]\nlisten = \"127.0.0.1:{fleet}\"\n\n\
+         [preview]\ndomain = \"{PREVIEW_DOMAIN}\"\nport = {preview}\n\n\
+         [development]\ncertificates = true\n",
+        state = quoted(&place.root.join("scheduler")),
+        socket = quoted(&place.run_dir.join("scheduler.sock")),
+        health = ports.scheduler_health,
+        api = ports.api,
+        fleet = ports.fleet,
+        preview = ports.preview,
+    )
 }
 
 fn agent(place: &Place, ports: &Ports, wish: &Wish) -> String {
     let (first, last) = place.vmm_uids();
     let mut text = format!(
-        "instance = {instance:?}\n\
-         state_dir = {state}\n\
-         run_dir = {run}\n\
-         image_dir = {images}\n\
+        "instance = {instance:?}\nstate_dir = {state}\nrun_dir = {run}\nimage_dir = {images}\n\
          health_port = {health}\n\n\
          [vmm]\nuid_first = {first}\nuid_last = {last}\n\n\
          # Many small sandboxes on a developer's machine: most of their memory is never touched.\n\
-         [capacity]\nmemory_overcommit = 8.0\ndisk_overcommit = 8.0\n",
+         [capacity]\nmemory_overcommit = 8.0\ndisk_overcommit = 8.0\n\n\
+         [scheduler]\naddress = \"127.0.0.1:{fleet}\"\nroot_file = {root}\njoin_token_file = {token}\n\
+         ensure_listen = \"127.0.0.1:{ensure}\"\ngateway_address = \"127.0.0.1:{gateway}\"\n\
+         preview_address = \"127.0.0.1:{preview}\"\negress_dir = {egress}\nedge_dir = {edge}\n",
         instance = place.instance,
         state = quoted(&place.root.join("agent")),
         run = quoted(&place.run_dir),
         images = quoted(&place.image_dir),
         health = ports.agent_health,
+        fleet = ports.fleet,
+        root = quoted(&place.fleet_root()),
+        token = quoted(&place.join_token()),
+        ensure = ports.ensure,
+        gateway = ports.gateway,
+        preview = ports.preview,
+        egress = quoted(&own_dir(place, "egress")),
+        edge = quoted(&own_dir(place, "edge")),
     );
-    for exception in &wish.floor_exceptions {
-        let FloorException { name, port, cidr } = exception;
+    if let Some(Allowed { name, port, cidr, .. }) = &wish.upstream {
         let _ =
             write!(text, "\n[[egress.floor_exceptions]]\nname = {name:?}\nport = {port}\ncidr = {cidr:?}\n");
     }
     text
 }
 
-fn dataplane(place: &Place, role: &str, health: u16) -> String {
+fn egress(place: &Place, ports: &Ports, wish: &Wish) -> String {
+    let mut text = dataplane(place, ports, "egress");
+    if let Some(Allowed { name, .. }) = &wish.upstream {
+        let file = quoted(&upstream_root(place));
+        let _ = write!(text, "\n[[egress.upstream_roots]]\nhost = {name:?}\nfile = {file}\n");
+    }
+    text
+}
+
+fn edge(place: &Place, ports: &Ports) -> String {
+    let mut text = dataplane(place, ports, "edge");
+    let (gateway, preview) = (ports.gateway, ports.preview);
+    // `*.localhost` is both addresses, and clients try either first.
+    let _ = write!(
+        text,
+        "\n[gateway]\nlisten = \"127.0.0.1:{gateway}\"\n\n\
+         [preview]\nlisten = [\"127.0.0.1:{preview}\", \"[::1]:{preview}\"]\n"
+    );
+    text
+}
+
+fn dataplane(place: &Place, ports: &Ports, role: &str) -> String {
     format!(
         "[process]\ndirectory = {directory}\ncontrol_socket = {socket}\n\n\
-         [health]\nlisten = \"127.0.0.1:{health}\"\n",
-        directory = quoted(&place.run_dir.join(format!("{role}-state"))),
+         [health]\nlisten = \"127.0.0.1:{health}\"\n\n\
+         [scheduler]\naddress = \"127.0.0.1:{fleet}\"\n",
+        directory = quoted(&own_dir(place, role)),
         socket = quoted(&place.run_dir.join(role).join("control.sock")),
+        health = ports.health(role),
+        fleet = ports.fleet,
     )
+}
+
+/// In the run directory: a clone may lie where the process's uid cannot look.
+fn own_dir(place: &Place, role: &str) -> std::path::PathBuf {
+    place.run_dir.join(format!("{role}-state"))
+}
+
+fn upstream_root(place: &Place) -> std::path::PathBuf {
+    place.run_dir.join("upstream-root.pem")
 }
 
 fn quoted(path: &Path) -> String {

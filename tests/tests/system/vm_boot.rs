@@ -29,7 +29,7 @@ fn vm_boots_runs_unprivileged_and_is_destroyed_without_a_trace() {
 
     agent.destroy(&id).unwrap();
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the VMM outlived its sandbox");
-    let daemons = 3;
+    let daemons = 4;
     let left = leftover::find(stack.place(), stack.baseline());
     assert_eq!(left.len(), daemons, "only the daemons themselves are to be left: {left:#?}");
     stack.finish().unwrap();

@@ -28,7 +28,7 @@ fn vm_survives_the_data_plane_being_killed() {
     let id = agent.run().unwrap();
     agent.shell_text(&id, "echo kept > /dev/shm/mark").unwrap();
 
-    stack.expect_log("went away");
+    stack.expect_log("data plane disconnected");
     for role in ["edge", "egress"] {
         stack.kill_and_await(role).unwrap();
         assert_eq!(agent.shell_text(&id, "cat /dev/shm/mark").unwrap(), "kept", "after {role} was killed");

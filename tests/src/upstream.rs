@@ -1,0 +1,124 @@
+//! A server in the world outside, for guests to call: HTTPS on loopback under a root of its own.
+//!
+//! Remembers every request it got, so that a test or the tour can compare what the guest sent with what arrived.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+/// Resolves to loopback on a machine with libnss-myhostname; a guest resolves it through Roost.
+pub const NAME: &str = "echo.roost.localhost";
+const DEADLINE: Duration = Duration::from_secs(10);
+const BODY_BYTES_MAX: u64 = 1024 * 1024;
+
+/// One request as it arrived.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Like `GET /v1/models`.
+    pub line: String,
+    pub headers: Vec<(String, String)>,
+}
+
+impl Seen {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+#[derive(Debug)]
+pub struct Upstream {
+    pub port: u16,
+    pub root_pem: String,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Upstream {
+    /// Serves until the program ends.
+    pub fn start() -> anyhow::Result<Self> {
+        let (root_pem, config) = make_certificates()?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = listener.local_addr()?.port();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (config, theirs) = (Arc::new(config), Arc::clone(&seen));
+        std::thread::Builder::new().name("upstream".to_owned()).spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (config, seen) = (Arc::clone(&config), Arc::clone(&theirs));
+                // A caller that breaks off concerns nobody else.
+                std::thread::spawn(move || drop(serve(stream, config, &seen)));
+            }
+        })?;
+        Ok(Self { port, root_pem, seen })
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("https://{NAME}:{}{path}", self.port)
+    }
+
+    /// Where it listens, for exceptions from the deny floor.
+    pub fn address(&self) -> IpAddr {
+        Ipv4Addr::LOCALHOST.into()
+    }
+
+    /// Everything that arrived so far.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn serve(stream: TcpStream, config: Arc<ServerConfig>, seen: &Mutex<Vec<Seen>>) -> anyhow::Result<()> {
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_nodelay(true)?;
+    let mut stream = BufReader::new(StreamOwned::new(ServerConnection::new(config)?, stream));
+    loop {
+        let mut request = Seen::default();
+        let mut line = String::new();
+        if stream.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        request.line = line.trim_end().trim_end_matches(" HTTP/1.1").to_owned();
+        loop {
+            line.clear();
+            stream.read_line(&mut line)?;
+            let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+            request.headers.push((name.to_owned(), value.to_owned()));
+        }
+        let length = request.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mut body = Vec::new();
+        stream.by_ref().take(std::cmp::min(length, BODY_BYTES_MAX)).read_to_end(&mut body)?;
+        seen.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        let answer = "{\"ok\":true}";
+        write!(
+            stream.get_mut(),
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}",
+            answer.len()
+        )?;
+        stream.get_mut().flush()?;
+    }
+}
+
+fn make_certificates() -> anyhow::Result<(String, ServerConfig)> {
+    let root_key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "Roost tour upstream root");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let root = params.self_signed(&root_key)?;
+    let issuer = Issuer::new(params, root_key);
+    let key = KeyPair::generate()?;
+    let leaf = CertificateParams::new(vec![NAME.to_owned()])?.signed_by(&key, &issuer)?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], key)
+        .context("the upstream's certificate")?;
+    Ok((root.pem(), config))
+}
