@@ -48,7 +48,12 @@ impl FakeGuest {
     pub(crate) fn serve(&self, listener: TcpListener) -> tokio::task::JoinHandle<()> {
         let service = GuestServer::new(self.clone());
         tokio::spawn(async move {
-            let incoming = TcpListenerStream::new(listener);
+            // Like the real one: without it each short answer waits for the other side's acknowledgement.
+            let incoming = TcpListenerStream::new(listener).map(|stream| {
+                let stream = stream?;
+                stream.set_nodelay(true)?;
+                Ok::<_, std::io::Error>(stream)
+            });
             let _ =
                 tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await;
         })
