@@ -2,17 +2,21 @@
 //!
 //! Every decision is a conditional write, so several schedulers may sweep at once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use roost_daemon::health::Check;
 use roost_daemon::shutdown::Shutdown;
+use roost_domain::id::EventId;
 
 use crate::app::App;
 use crate::app::sandbox::run::{self, Decision};
 use crate::audit::Audit;
 use crate::config;
-use crate::store::{Error, event, idempotency, sandbox};
+use crate::store::audit_log::{self, AuditRow};
+use crate::store::sandbox::{self, Sandbox};
+use crate::store::{Error, event, idempotency};
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// Sandboxes ended in one turn; the rest follows in the next.
@@ -64,6 +68,7 @@ async fn end_overdue(app: &App) -> Result<(), Error> {
             }
             let decision = if row.on_timeout == "destroy" { Decision::Destroy } else { Decision::Pause };
             run::apply(tx, &row, decision, now_us)?;
+            audit_log::insert(tx, &timed_out(row, now_us))?;
             Ok::<_, crate::app::Error>(true)
         });
         match ended.await {
@@ -76,6 +81,28 @@ async fn end_overdue(app: &App) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The audit row of an end that nobody asked for but the sandbox's own settings.
+fn timed_out(row: Sandbox, now_us: i64) -> AuditRow {
+    let action = if row.on_timeout == "destroy" { "sandbox.destroyed" } else { "sandbox.paused" };
+    AuditRow {
+        id: roost_daemon::ids::fresh::<EventId>().to_string(),
+        tenant_id: row.tenant_id,
+        time_us: now_us,
+        action: action.to_owned(),
+        actor: "scheduler".to_owned(),
+        resource_type: row.kind,
+        resource_id: row.id,
+        workspace_id: Some(row.workspace_id),
+        project_id: Some(row.project_id),
+        external_workspace_id: row.external_workspace_id,
+        external_user_id: row.external_user_id,
+        external_project_id: row.external_project_id,
+        metadata: BTreeMap::from([("reason".to_owned(), "timeout".into())]),
+        ip_address: None,
+        request_id: None,
+    }
 }
 
 /// Removes rows that are over. What fails is tried again at the next turn.
