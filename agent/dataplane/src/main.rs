@@ -26,8 +26,10 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Bytes to guests: the guest gateway (exec, files, terminals) and previews.
+    #[command(after_long_help = EXAMPLE)]
     Edge(Options),
     /// Bytes from guests: their TCP connections and DNS, credentials, audit.
+    #[command(after_long_help = EXAMPLE)]
     Egress(Options),
 }
 
@@ -67,8 +69,20 @@ const EXAMPLE: &str = r#"A settings file, with every default spelled out:
   brand = "miosa"                                # in token prefixes, the token header, the cookie's name
   cookie_isolation = "off"                       # "strict" hides cookies of the parent domain from previews
 
+  [egress]                                       # egress, optional: what holds for every guest of the host
+  bypass = ["pinned.example.com"]                # TLS passed through uninspected; no credentials there
+  upstream_roots = [{ host = "*.corp.example", file = "/etc/roost/corp-roots.pem" }]
+  hosts = [{ name = "git.corp.example", addresses = ["10.1.2.3"] }]
+  floor_exceptions = [{ name = "git.corp.example", port = 443, cidr = "10.1.2.0/24" }]
+  own_addresses = ["198.41.0.4/32"]              # never dialled for a guest
+
+  [egress.policy]
+  default_effect = "allow"                       # or "deny": only what a rule allows
+  mail = false                                   # ports 25, 465, 587 where no rule says otherwise
+  rules = [{ effect = "deny", host = "*.example.net", ports = [443] }]
+
 Files in the directory: edge.key and edge.csr are made here, the agent puts edge.pem and roots.pem beside them;
-they are loaded when they appear and when they change.
+they are loaded when they appear and when they change. The same for egress, and egress-ca.* for inspecting TLS.
 Signals: SIGTERM and SIGINT drain and stop. See roost-agent doctor for what a host needs."#;
 
 fn main() -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 
 use caps::CapSet;
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
 
 use super::Error;
@@ -24,6 +24,9 @@ pub(super) fn drop_to(uid: Uid, gid: Gid) -> Result<(), Error> {
     caps::clear(None, CapSet::Effective).map_err(capabilities("clear the effective set"))?;
     caps::clear(None, CapSet::Permitted).map_err(capabilities("clear the permitted set"))?;
     caps::clear(None, CapSet::Inheritable).map_err(capabilities("clear the inheritable set"))?;
+    // Every connection of a guest is two descriptors; what the operator allows at most is meant to be used.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(errno("read the limit of descriptors"))?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(errno("raise the limit of descriptors"))?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(errno("forbid core dumps"))?;
     prctl::set_dumpable(false).map_err(errno("forbid ptrace by the same uid"))?;
     prctl::set_no_new_privs().map_err(errno("set no_new_privs"))?;

@@ -19,14 +19,15 @@ use super::execution::{Execution, Sockets};
 use super::{Error, MakeConnector, Services, Settings, audit};
 use crate::control::{Attachment, Code, Handler, Notices, Refusal, Role};
 
-/// Between two reports of byte counters.
-const TRAFFIC_EVERY: Duration = Duration::from_secs(10);
+/// Between two reports of byte counters; an execution's last one goes with its detach.
+const TRAFFIC_EVERY: Duration = Duration::from_secs(5);
 
 /// The egress role: everything it holds survives the agent.
 #[derive(Debug)]
 pub struct Egress {
     settings: Settings,
     services: Arc<Services>,
+    notices: Notices,
     executions: Mutex<HashMap<ExecutionId, Arc<Execution>>>,
     /// One attach or detach at a time, also when an agent replaces another in the middle of one.
     changing: tokio::sync::Mutex<()>,
@@ -39,10 +40,11 @@ impl Egress {
         directory: &Path,
         leases: Arc<dyn Leases>,
         make_connector: MakeConnector,
+        notices: Notices,
     ) -> Result<Self, Error> {
         let services = Arc::new(Services::open(&settings, directory, leases, make_connector)?);
         let (executions, changing) = (Mutex::default(), tokio::sync::Mutex::default());
-        Ok(Self { settings, services, executions, changing })
+        Ok(Self { settings, services, notices, executions, changing })
     }
 
     /// Takes up certificates the agent brings, for ever.
@@ -69,27 +71,26 @@ impl Egress {
     }
 
     /// Tells the agent the byte counters that changed, for ever.
-    pub async fn report_traffic(&self, notices: &Notices) {
+    pub async fn report_traffic(&self) {
         let mut reported = HashMap::new();
         loop {
             tokio::time::sleep(TRAFFIC_EVERY).await;
             let executions: Vec<Arc<Execution>> = self.lock().values().cloned().collect();
             reported.retain(|id, _| executions.iter().any(|execution| execution.id == *id));
             for execution in executions {
-                let counters = &execution.traffic;
-                let to_guest_bytes = counters.written.load(Ordering::Relaxed);
-                let from_guest_bytes = counters.read.load(Ordering::Relaxed);
-                let now = (to_guest_bytes, from_guest_bytes);
-                if reported.insert(execution.id, now) != Some(now) {
-                    let execution = execution.id.to_string();
-                    notices.offer(from_dataplane::Message::Traffic(Traffic {
-                        execution,
-                        to_guest_bytes,
-                        from_guest_bytes,
-                    }));
+                let now = traffic_of(&execution);
+                if reported.get(&execution.id) != Some(&now) {
+                    reported.insert(execution.id, now.clone());
+                    self.notices.offer(from_dataplane::Message::Traffic(now));
                 }
             }
         }
+    }
+
+    /// Ends an execution and tells the agent what it has used.
+    async fn stop(&self, execution: &Execution) {
+        execution.stop().await;
+        self.notices.offer(from_dataplane::Message::Traffic(traffic_of(execution)));
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ExecutionId, Arc<Execution>>> {
@@ -128,7 +129,7 @@ impl Handler for Egress {
         // What was begun under the former identity ends before the new one serves.
         if let Some(former) = former {
             self.lock().remove(&former.id);
-            former.stop().await;
+            self.stop(&former).await;
         }
         let execution =
             Execution::start(Arc::clone(&self.services), &attachment, sockets).map_err(invalid)?;
@@ -140,7 +141,7 @@ impl Handler for Egress {
         let _turn = self.changing.lock().await;
         let held = self.lock().remove(&execution);
         if let Some(held) = held {
-            held.stop().await;
+            self.stop(&held).await;
         }
     }
 
@@ -149,6 +150,14 @@ impl Handler for Egress {
             settings.floor_exceptions.into_iter().map(read_exception).collect();
         self.services.set_floor(&self.settings, exceptions?);
         Ok(())
+    }
+}
+
+fn traffic_of(execution: &Execution) -> Traffic {
+    Traffic {
+        execution: execution.id.to_string(),
+        to_guest_bytes: execution.traffic.written.load(Ordering::Relaxed),
+        from_guest_bytes: execution.traffic.read.load(Ordering::Relaxed),
     }
 }
 

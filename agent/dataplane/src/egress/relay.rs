@@ -77,7 +77,7 @@ impl Drop for TunnelRow {
 
 /// Who spoke first on a connection whose guest was silent.
 pub(crate) enum FirstWord {
-    Server(Relayed),
+    Server(Box<Relayed>),
     /// What the guest said is to be served as what it is; the upstream connection is closed again.
     Guest(Protocol),
 }
@@ -100,7 +100,7 @@ pub(crate) async fn first_word(
     tokio::select! {
         biased;
         spoken = read_greeting(guest, std::time::Duration::MAX, bytes) => match spoken {
-            Ok(Protocol::Opaque) => Some(FirstWord::Server(relayed)),
+            Ok(Protocol::Opaque) => Some(FirstWord::Server(Box::new(relayed))),
             Ok(protocol) => {
                 relayed.row.finish(Some("the guest spoke first; closed to inspect it".to_owned()));
                 Some(FirstWord::Guest(protocol))
@@ -110,7 +110,7 @@ pub(crate) async fn first_word(
                 None
             }
         },
-        _ = relayed.upstream.readable() => Some(FirstWord::Server(relayed)),
+        _ = relayed.upstream.readable() => Some(FirstWord::Server(Box::new(relayed))),
     }
 }
 

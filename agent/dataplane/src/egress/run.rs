@@ -42,7 +42,8 @@ pub async fn run(process: config::Settings) -> Result<(), Error> {
         None => Arc::new(NoScheduler),
     };
     let settings = process.egress.clone().unwrap_or_default();
-    let egress = Arc::new(Egress::open(settings, &process.process.directory, leases, system_connector)?);
+    let egress =
+        Arc::new(Egress::open(settings, &process.process.directory, leases, system_connector, notices)?);
     if let Some(scheduler) = scheduler {
         tokio::spawn(scheduler.clone().keep_connected());
         tokio::spawn(scheduler.clone().ship_audit(Arc::clone(&egress)));
@@ -58,7 +59,7 @@ pub async fn run(process: config::Settings) -> Result<(), Error> {
     let agent_uid = process.process.agent_uid;
     shutdown.spawn(control::serve(agents, agent_uid, Arc::clone(&egress), notice_queue, shutdown.clone()));
     let reporting = Arc::clone(&egress);
-    tokio::spawn(async move { reporting.report_traffic(&notices).await });
+    tokio::spawn(async move { reporting.report_traffic().await });
     let watching = Arc::clone(&egress);
     tokio::spawn(async move { watching.watch_certificates().await });
     ready.pass();

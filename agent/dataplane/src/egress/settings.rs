@@ -84,3 +84,39 @@ fn exact_nets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, 
     let texts = Vec::<String>::deserialize(deserializer)?;
     texts.iter().map(|text| parse_cidr(text).map_err(serde::de::Error::custom)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::egress::policy::Effect;
+
+    #[test]
+    fn the_settings_of_the_help_text_are_read() {
+        let help = include_str!("../main.rs");
+        let begin = help.find("  [egress]").unwrap();
+        let section = &help[begin..begin + help[begin..].find("Files in").unwrap()];
+        let text = format!("[process]\ndirectory = \"/a\"\ncontrol_socket = \"/b/c\"\n{section}");
+        let settings: crate::config::Settings =
+            roost_daemon::config::parse(&text, std::path::Path::new("help")).unwrap();
+        let settings = settings.egress.unwrap();
+        assert_eq!((settings.bypass.len(), settings.upstream_roots.len(), settings.hosts.len()), (1, 1, 1));
+        assert_eq!((settings.floor_exceptions.len(), settings.own_addresses.len()), (1, 1));
+        assert_eq!((settings.policy.default_effect, settings.policy.rules.len()), (Effect::Allow, 1));
+    }
+
+    #[test]
+    fn what_is_misspelt_is_refused() {
+        for text in [
+            "bypas = []",
+            "own_addresses = [\"10.0.0.1/8\"]",
+            "bypass = [\"*.com\"]",
+            "policy = { mode = 1 }",
+        ] {
+            assert!(toml_error(text), "{text}");
+        }
+    }
+
+    fn toml_error(text: &str) -> bool {
+        let text = format!("[process]\ndirectory = \"/a\"\ncontrol_socket = \"/b/c\"\n[egress]\n{text}\n");
+        roost_daemon::config::parse::<crate::config::Settings>(&text, std::path::Path::new("x")).is_err()
+    }
+}

@@ -100,6 +100,7 @@ fn d20_the_agent_s_exceptions_lift_the_floor_for_one_name_and_port() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:8088").await.unwrap();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 1024]).await.unwrap();
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
             }
         });

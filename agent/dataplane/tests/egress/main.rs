@@ -16,6 +16,7 @@ mod support;
 mod connection;
 mod credentials;
 mod dns;
+mod fleet;
 mod http;
 mod isolation;
 mod lifecycle;

@@ -19,6 +19,8 @@ use super::segment;
 /// Most bytes of one call; well below gRPC's 4 MiB.
 const CHUNK_BYTES: usize = 1 << 20;
 const _: () = assert!(CHUNK_BYTES > MAX_RECORD_BYTES);
+/// Between two rounds, so that a busy host sends few large calls.
+const SHIP_EVERY: Duration = Duration::from_millis(200);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const RETRY_AT_MOST: Duration = Duration::from_secs(30);
 
@@ -60,6 +62,7 @@ pub(crate) async fn run(journal: &Journal, shipper: &dyn Shipper) {
         match ship_until(journal, shipper, reached).await {
             Ok(()) => {
                 retry_after = RETRY_AFTER;
+                tokio::time::sleep(SHIP_EVERY).await;
                 if durable.changed().await.is_err() {
                     return;
                 }

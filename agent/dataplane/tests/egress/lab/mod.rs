@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use roost_dataplane::control::{Attachment, Handler};
+use roost_dataplane::control::{self, Attachment, Handler};
 use roost_dataplane::egress::{Connect, Egress, Host, Settings, UpstreamRoots};
 use roost_domain::Ulid;
 use roost_domain::audit::{Completion, Intent, Record};
@@ -174,7 +174,8 @@ impl Lab {
 }
 
 fn open(settings: &Settings, directory: &Path, leases: &Arc<FakeLeases>) -> Egress {
-    Egress::open(settings.clone(), directory, Arc::clone(leases) as _, connector).unwrap()
+    Egress::open(settings.clone(), directory, Arc::clone(leases) as _, connector, control::notices().0)
+        .unwrap()
 }
 
 /// Both records of a call.
