@@ -157,7 +157,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             state_dir: "/var/lib/roost/scheduler".into(),
-            admin_socket: "/run/roost/scheduler.sock".into(),
+            admin_socket: "/run/roost/scheduler/admin.sock".into(),
             health_port: 9470,
             revocation_bound_s: 30,
             log: telemetry::Settings::default(),
