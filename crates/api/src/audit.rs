@@ -64,8 +64,10 @@ pub struct EgressRow {
 #[serde(default)]
 #[into_params(parameter_in = Query)]
 pub struct ListAuditLog {
+    /// Also as `type`.
     #[serde(alias = "type")]
     pub action: Option<String>,
+    /// Also as `actor_id`.
     #[serde(alias = "actor_id")]
     pub actor: Option<String>,
     pub resource_type: Option<String>,
@@ -74,7 +76,7 @@ pub struct ListAuditLog {
     pub external_workspace_id: Option<String>,
     pub since: Option<String>,
     pub until: Option<String>,
-    /// The cursor of the page before.
+    /// The cursor of the page before; also as `cursor`.
     #[serde(alias = "cursor")]
     pub after: Option<String>,
     pub limit: Option<u32>,

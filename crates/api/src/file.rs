@@ -8,14 +8,27 @@ use crate::Timestamp;
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct WriteFile {
     pub path: String,
-    /// Base64; `content` is the older name of the same field.
-    #[serde(alias = "content")]
     pub content_base64: String,
     /// Permission bits, like 420 for rw-r--r--.
     #[serde(default)]
     pub mode: Option<u32>,
     #[serde(default)]
     pub user: Option<String>,
+}
+
+/// The older spelling of [`WriteFile`].
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct WriteFileLegacy {
+    pub path: String,
+    /// Base64, also as `content_base64`.
+    #[serde(alias = "content_base64")]
+    pub content: String,
+}
+
+impl From<WriteFileLegacy> for WriteFile {
+    fn from(legacy: WriteFileLegacy) -> Self {
+        Self { path: legacy.path, content_base64: legacy.content, mode: None, user: None }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

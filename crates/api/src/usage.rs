@@ -16,8 +16,10 @@ pub struct UsageParameters {
     pub group_by: Option<String>,
     /// `7d`, `30d` or `month-to-date`.
     pub period: Option<String>,
+    /// Also as `period_start`.
     #[serde(alias = "period_start")]
     pub start: Option<String>,
+    /// Also as `period_end`.
     #[serde(alias = "period_end")]
     pub end: Option<String>,
     pub external_user_id: Option<String>,

@@ -6,8 +6,8 @@ use axum::response::{IntoResponse, Response};
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::{HeaderValue, header};
 use roost_api::file::{
-    Directory, FileInfo, ListParameters, PathParameters, StatFile, TreeNode, WriteFile, WriteFiles,
-    WriteFilesResult,
+    Directory, FileInfo, ListParameters, PathParameters, StatFile, TreeNode, WriteFile, WriteFileLegacy,
+    WriteFiles, WriteFilesResult,
 };
 use roost_api::{Data, ErrorEnvelope};
 use utoipa_axum::router::OpenApiRouter;
@@ -54,9 +54,9 @@ async fn write_file_legacy(
     caller: Caller,
     State(app): State<Shared>,
     Path(id): Path<String>,
-    Json(request): Json<WriteFile>,
+    Json(request): Json<WriteFileLegacy>,
 ) -> Result<Json<Data<FileInfo>>, Failure> {
-    Ok(Json(Data { data: files::write(&app, &caller, &id, request).await? }))
+    Ok(Json(Data { data: files::write(&app, &caller, &id, request.into()).await? }))
 }
 
 /// Writes several files; each is written or says why not.

@@ -70,7 +70,7 @@ async fn get_command(
 }
 
 /// What a command wrote, the last lines of it with `tail`.
-#[utoipa::path(get, path = "/sandboxes/{id}/commands/{pid}/logs", tag = "commands",
+#[utoipa::path(get, path = "/sandboxes/{id}/commands/{pid}/logs", tag = "commands", params(LogParameters),
     responses((status = 200, body = ProcessLogs), (status = "default", body = ErrorEnvelope)))]
 async fn get_command_logs(
     caller: Caller,
@@ -142,7 +142,7 @@ async fn stop_process(
 }
 
 /// What a process wrote, the last lines of it with `tail`.
-#[utoipa::path(get, path = "/sandboxes/{id}/processes/{pid}/logs", tag = "commands",
+#[utoipa::path(get, path = "/sandboxes/{id}/processes/{pid}/logs", tag = "commands", params(LogParameters),
     responses((status = 200, body = ProcessLogs), (status = "default", body = ErrorEnvelope)))]
 async fn get_process_logs(
     caller: Caller,

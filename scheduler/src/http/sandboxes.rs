@@ -72,7 +72,7 @@ async fn create_sandbox(
 }
 
 /// All sandboxes that match; with `limit` or `cursor` page by page.
-#[utoipa::path(get, path = "/sandboxes", tag = "sandboxes",
+#[utoipa::path(get, path = "/sandboxes", tag = "sandboxes", params(ListSandboxes),
     responses((status = 200, body = List<Sandbox>), (status = "default", body = ErrorEnvelope)))]
 async fn list_sandboxes(
     caller: Caller,

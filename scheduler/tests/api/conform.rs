@@ -54,6 +54,22 @@ impl Conformance {
         }
     }
 
+    /// Panics if a request that was accepted is not one the document shows: its query and its body.
+    pub fn check_request(&self, method: &str, path: &str, query: &str, body: &[u8]) {
+        let Some(operation) = self.find(method, path) else { return };
+        let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+        for name in query.split('&').filter_map(|pair| pair.split('=').next()).filter(|name| !name.is_empty())
+        {
+            let known = parameters.iter().any(|known| known["in"] == "query" && known["name"] == name);
+            assert!(known, "{method} {path} does not show its query parameter {name}");
+        }
+        let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+        if let (false, Ok(value)) = (schema.is_null(), serde_json::from_slice::<Value>(body)) {
+            let judged = self.judge(&format!("{method} {path}"), schema, &value, false);
+            assert_eq!(judged, Ok(()), "in {value}");
+        }
+    }
+
     fn check_error(&self, answer: &Answer) {
         let schema = serde_json::json!({ "$ref": "#/components/schemas/ErrorEnvelope" });
         self.check_value("error", &schema, &answer.json());

@@ -165,7 +165,13 @@ impl World {
     /// Sends a request as it is; the answer must be one that the document allows.
     pub async fn send(&self, request: Request<Body>) -> Answer {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let answer = self.send_unchecked(request).await;
+        let query = request.uri().query().unwrap_or("").to_owned();
+        let (head, body) = request.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let answer = self.send_unchecked(Request::from_parts(head, Body::from(bytes.clone()))).await;
+        if answer.status < 400 {
+            DOCUMENT.check_request(method.as_str(), &path, &query, &bytes);
+        }
         assert!(answer.headers.contains_key("x-request-id"), "{method} {path}");
         DOCUMENT.check(method.as_str(), &path, &answer);
         answer
