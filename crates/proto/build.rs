@@ -6,9 +6,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed=proto/{file}");
     }
     let descriptors = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure()
-        .build_transport(false)
-        .bytes(".roost")
-        .compile_fds(descriptors)?;
+    tonic_prost_build::configure().build_transport(false).bytes(".roost").compile_fds(descriptors)?;
     Ok(())
 }
