@@ -3,6 +3,7 @@
 //! Names begin with the id of the attack or requirement they are about.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+#![allow(clippy::disallowed_methods, reason = "the test is the browser and the operator, and dials on loopback")]
 
 mod support;
 
@@ -688,4 +689,27 @@ async fn previews_are_served_over_ipv6_and_drain_when_asked_to_stop() {
     let stopping = tokio::task::spawn_blocking(move || stage.process.stop());
     assert_eq!(slow.await.unwrap().status, StatusCode::OK);
     assert!(stopping.await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_sees_how_previews_are_answered() {
+    let health: SocketAddr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let stage = Stage::with(&format!("[health]\nlisten = \"{health}\"\n"), 30_000).await;
+    assert_eq!(stage.browser.get(HOST, "/", &[]).await.code(), "token_missing");
+    let fetch = |path: &'static str| async move {
+        let mut stream = tokio::net::TcpStream::connect(health).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    let metrics = fetch("/metrics").await;
+    for line in [
+        "roost_edge_executions 1\n",
+        "roost_edge_preview_answers_total{status=\"200\",code=\"\"} 1\n",
+        "roost_edge_preview_answers_total{status=\"401\",code=\"token_missing\"} 1\n",
+    ] {
+        assert!(metrics.contains(line), "{line}{metrics}");
+    }
+    assert!(fetch("/readyz").await.contains("control: ok"));
 }

@@ -3,6 +3,7 @@
 //! Holds TLS keys and public token keys, no secrets of tenants.
 
 mod handler;
+mod metrics;
 mod ports;
 pub mod preview;
 mod run;

@@ -8,6 +8,7 @@ use roost_daemon::shutdown::{DRAIN_DEADLINE, Drained, Shutdown};
 use roost_daemon::{packet, shutdown};
 use tokio::net::TcpListener;
 
+use super::metrics::{self, PreviewMetrics};
 use super::preview::{BadBrand, Previews, SchedulerRoutes};
 use super::{EdgeHandler, Ports};
 use crate::config::Settings;
@@ -39,21 +40,22 @@ pub async fn run(settings: Settings, ports: Ports) -> Result<(), Error> {
     let shutdown = Shutdown::on_signals()?;
     let health = Health::new();
     let ready = health.check("control");
-    if let Some(address) = &settings.health {
-        let listener = health::bind(address).await?;
-        let registry = Arc::new(Registry::default());
-        tokio::spawn(health::serve(listener, health.clone(), registry, shutdown.clone()));
-    }
     let identity = Identity::open(&settings.process.directory, Role::Edge)?;
     tokio::spawn(identity.clone().keep_current());
 
     let (notices, notice_queue) = control::notices();
     let guests = Guests::new(notices);
+    let mut registry = Registry::default();
+    let metrics = metrics::register(&mut registry, guests.clone());
+    if let Some(address) = &settings.health {
+        let listener = health::bind(address).await?;
+        tokio::spawn(health::serve(listener, health.clone(), Arc::new(registry), shutdown.clone()));
+    }
     if let Some(listener) = ports.gateway {
         let serving = serve_network(take_over(listener)?, identity.clone(), guests.clone(), shutdown.clone());
         shutdown.spawn(serving);
     }
-    start_previews(&settings, ports.previews, identity, guests.clone(), &shutdown)?;
+    start_previews(&settings, ports.previews, identity, guests.clone(), metrics, &shutdown)?;
     let handler = Arc::new(EdgeHandler::new(guests.clone(), shutdown.clone()));
     let agents = packet::listen(&settings.process.control_socket, CONTROL_MODE)?;
     let agent_uid = settings.process.agent_uid;
@@ -75,13 +77,14 @@ fn start_previews(
     listeners: Vec<StdTcpListener>,
     identity: Arc<Identity>,
     guests: Arc<Guests>,
+    metrics: PreviewMetrics,
     shutdown: &Shutdown,
 ) -> Result<(), Error> {
     let (Some(preview), Some(scheduler)) = (&settings.preview, &settings.scheduler) else {
         return Ok(());
     };
     let source = SchedulerRoutes::new(identity, scheduler.address.clone());
-    let previews = Previews::new(&settings.process.directory, preview, source.clone(), guests)?;
+    let previews = Previews::new(&settings.process.directory, preview, source.clone(), guests, metrics)?;
     tokio::spawn(source.clone().keep_connected());
     tokio::spawn(source.follow(previews.routes.clone(), previews.verifier.clone()));
     let listeners = listeners.into_iter().map(take_over).collect::<Result<_, _>>()?;

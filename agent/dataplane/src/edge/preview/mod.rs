@@ -31,6 +31,7 @@ pub use scheduler::SchedulerRoutes;
 pub use verify::Verifier;
 
 use crate::config;
+use crate::edge::metrics::PreviewMetrics;
 use crate::guest::Guests;
 use credential::Names;
 use listener::Door;
@@ -55,6 +56,7 @@ impl Previews {
         settings: &config::Preview,
         source: Arc<dyn Routes>,
         guests: Arc<Guests>,
+        metrics: PreviewMetrics,
     ) -> Result<Self, BadBrand> {
         let routes = RouteTable::new(source);
         let verifier = Arc::new(Verifier::new(&settings.brand));
@@ -64,6 +66,7 @@ impl Previews {
             verifier: verifier.clone(),
             routes: routes.clone(),
             guests,
+            metrics,
             upstream: Upstream::new(),
         };
         let certificate = PreviewCertificate::new(directory, settings);

@@ -28,6 +28,7 @@ use super::stream::{Ending, PreviewBody, guarded, tunnel, whole};
 use super::upstream::Upstream;
 use super::verify::Verifier;
 use crate::config::CookieIsolation;
+use crate::edge::metrics::PreviewMetrics;
 use crate::guest::{Guest, Guests};
 
 const HTTPS_PORT: u16 = 443;
@@ -46,6 +47,7 @@ pub(super) struct PreviewService {
     pub routes: Arc<RouteTable>,
     pub guests: Arc<Guests>,
     pub upstream: Arc<Upstream>,
+    pub metrics: PreviewMetrics,
 }
 
 /// A refusal and whose page it is.
@@ -73,10 +75,14 @@ impl PreviewService {
     pub(super) async fn serve(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<PreviewBody> {
         let is_page = page::wants_page(request.headers());
         match self.answer(request, peer, is_page).await {
-            Ok(response) => response,
+            Ok(response) => {
+                self.metrics.count_answer(response.status());
+                response
+            }
             Err(Refused { problem, branding }) => {
-                tracing::debug!(%peer, code = problem.code(), "refused a preview request");
-                page::answer(problem, &branding, is_page, &nonce()).map(whole)
+                let response = page::answer(problem, &branding, is_page, &nonce()).map(whole);
+                self.metrics.count_refusal(response.status(), problem.code());
+                response
             }
         }
     }
