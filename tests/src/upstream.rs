@@ -12,8 +12,10 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsage
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// Resolves to loopback on a machine with libnss-myhostname; a guest resolves it through Roost.
-pub const NAME: &str = "echo.roost.localhost";
+/// Known to the stack's egress alone (its own `/etc/hosts`). Not below `localhost`: that is the guest itself.
+pub const NAME: &str = "echo.roost.test";
+/// What every request is answered with.
+pub const ANSWER: &str = "{\"ok\":true}";
 const DEADLINE: Duration = Duration::from_secs(10);
 const BODY_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -93,11 +95,10 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, seen: &Mutex<Vec<Seen>>) 
         let mut body = Vec::new();
         stream.by_ref().take(std::cmp::min(length, BODY_BYTES_MAX)).read_to_end(&mut body)?;
         seen.lock().unwrap_or_else(PoisonError::into_inner).push(request);
-        let answer = "{\"ok\":true}";
         write!(
             stream.get_mut(),
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}",
-            answer.len()
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{ANSWER}",
+            ANSWER.len()
         )?;
         stream.get_mut().flush()?;
     }

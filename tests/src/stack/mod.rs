@@ -32,6 +32,8 @@ use tenant::Tenant;
 /// A trial boot of the guest kernel, to choose a VMM, is part of the agent's first start.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 
+const DESTROY_DEADLINE: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 pub struct Stack {
     place: Place,
@@ -104,6 +106,8 @@ impl Stack {
         for role in ["egress", "edge"] {
             self.launch(role, "roost-dataplane", &[role])?;
         }
+        // The agent carries their certificate requests when it joins; ready, they have written them.
+        self.wait_ready()?;
         self.launch("agent", "roost-agent", &["serve"])?;
         self.administer(&["tenant", "create", "Acme"])?;
         let key = self.administer(&["key", "create", "--tenant", "acme"])?;
@@ -127,15 +131,12 @@ impl Stack {
 
     fn launch(&mut self, name: &'static str, binary: &str, command: &[&str]) -> anyhow::Result<()> {
         let settings = self.place.settings(name).to_string_lossy().into_owned();
+        let binary = self.place.binary(binary)?;
         let mut arguments: Vec<String> = command.iter().map(ToString::to_string).collect();
         arguments.extend(["--config".to_owned(), settings]);
-        let program = Program {
-            name,
-            binary: self.place.binary(binary)?,
-            arguments,
-            environment: Vec::new(),
-            log: self.place.log(name),
-        };
+        let program = Program { name, binary, arguments, log: self.place.log(name) };
+        let hosts = settings::egress_hosts(&self.place);
+        let program = if name == "egress" && hosts.exists() { with_hosts(program, &hosts) } else { program };
         self.processes.push(Supervised::start(program)?);
         Ok(())
     }
@@ -243,8 +244,13 @@ impl Stack {
     fn destroy_all(&self) -> anyhow::Result<()> {
         self.tenant.destroy_all()?;
         let agent = self.agent()?;
+        let is_there = |sandbox: &serde_json::Value| sandbox["state"] != "destroyed";
+        poll::until("the tenant's sandboxes to leave the host", DESTROY_DEADLINE, || {
+            let mut tenants = agent.list()?.into_iter().filter(|sandbox| sandbox["origin"] != "local");
+            Ok((!tenants.any(|sandbox| is_there(&sandbox))).then_some(()))
+        })?;
         for sandbox in agent.list()? {
-            if sandbox["origin"] == "local" && sandbox["state"] != "destroyed" {
+            if is_there(&sandbox) {
                 agent.destroy(sandbox["id"].as_str().unwrap_or_default())?;
             }
         }
@@ -259,6 +265,17 @@ impl Stack {
         }
         first
     }
+}
+
+/// The program with another `/etc/hosts`, in a mount namespace of its own.
+fn with_hosts(program: Program, hosts: &Path) -> Program {
+    let script = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
+    let mut arguments: Vec<String> =
+        ["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"].map(str::to_owned).to_vec();
+    arguments.push(hosts.to_string_lossy().into_owned());
+    arguments.push(program.binary.to_string_lossy().into_owned());
+    arguments.extend(program.arguments);
+    Program { binary: "/usr/bin/unshare".into(), arguments, ..program }
 }
 
 impl Drop for Stack {

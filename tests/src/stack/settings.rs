@@ -1,6 +1,7 @@
 //! The settings files of a stack's processes, and the ports in them.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::http::free_port;
@@ -22,7 +23,7 @@ pub struct Wish {
 pub struct Allowed {
     name: String,
     port: u16,
-    cidr: String,
+    address: IpAddr,
     root_pem: String,
 }
 
@@ -31,7 +32,7 @@ impl From<&Upstream> for Allowed {
         Self {
             name: upstream::NAME.to_owned(),
             port: upstream.port,
-            cidr: format!("{}/32", upstream.address()),
+            address: upstream.address(),
             root_pem: upstream.root_pem.clone(),
         }
     }
@@ -80,6 +81,9 @@ pub(super) fn write(place: &Place, ports: &Ports, wish: &Wish) -> std::io::Resul
     std::fs::create_dir_all(place.root.join("logs"))?;
     if let Some(allowed) = &wish.upstream {
         std::fs::write(upstream_root(place), &allowed.root_pem)?;
+        let mut hosts = std::fs::read_to_string("/etc/hosts")?;
+        let _ = writeln!(hosts, "{} {}", allowed.address, allowed.name);
+        std::fs::write(egress_hosts(place), hosts)?;
     }
     std::fs::write(place.settings("scheduler"), scheduler(place, ports))?;
     std::fs::write(place.settings("agent"), agent(place, ports, wish))?;
@@ -128,7 +132,8 @@ fn agent(place: &Place, ports: &Ports, wish: &Wish) -> String {
         egress = quoted(&own_dir(place, "egress")),
         edge = quoted(&own_dir(place, "edge")),
     );
-    if let Some(Allowed { name, port, cidr, .. }) = &wish.upstream {
+    if let Some(Allowed { name, port, address, .. }) = &wish.upstream {
+        let cidr = format!("{address}/32");
         let _ =
             write!(text, "\n[[egress.floor_exceptions]]\nname = {name:?}\nport = {port}\ncidr = {cidr:?}\n");
     }
@@ -175,6 +180,11 @@ fn own_dir(place: &Place, role: &str) -> std::path::PathBuf {
 
 fn upstream_root(place: &Place) -> std::path::PathBuf {
     place.run_dir.join("upstream-root.pem")
+}
+
+/// What egress sees as `/etc/hosts`.
+pub(super) fn egress_hosts(place: &Place) -> std::path::PathBuf {
+    place.run_dir.join("egress-hosts")
 }
 
 fn quoted(path: &Path) -> String {

@@ -35,7 +35,6 @@ pub struct Program {
     pub name: &'static str,
     pub binary: PathBuf,
     pub arguments: Vec<String>,
-    pub environment: Vec<(String, String)>,
     pub log: PathBuf,
 }
 
@@ -192,7 +191,6 @@ fn spawn(program: &Program) -> anyhow::Result<Child> {
     let mut command = program::command(&program.binary);
     command
         .args(&program.arguments)
-        .envs(program.environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

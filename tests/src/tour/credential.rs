@@ -15,10 +15,6 @@ const ENV: &str = "ECHO_API_KEY";
 /// Audit rows are shipped in segments.
 const AUDIT_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Python rather than curl: curl takes every `*.localhost` for itself without asking.
-const CALL: &str = "python3 -c 'import os,sys,urllib.request as u; \
-    print(u.urlopen(u.Request(sys.argv[1], headers={\"Authorization\": \"Bearer \" + os.environ[\"ECHO_API_KEY\"]})).status)' ";
-
 pub(super) fn swap(tenant: &Tenant, id: &str, upstream: &Upstream) -> Step<()> {
     let body = json!({
         "name": ENV, "value": VALUE, "scope": "external_user", "external_user_id": sandbox::USER,
@@ -28,8 +24,12 @@ pub(super) fn swap(tenant: &Tenant, id: &str, upstream: &Upstream) -> Step<()> {
     let placeholder = shell(tenant, id, &format!("echo ${ENV}"))?;
     ensure!(!placeholder.is_empty(), "the sandbox has no {ENV}");
     ensure!(!placeholder.contains(VALUE), "the sandbox sees the value itself");
-    let status = shell(tenant, id, &format!("{CALL}{}", upstream.url("/v1/models")))?;
-    ensure!(status == "200", "the call was answered with {status}");
+    let answer = shell(
+        tenant,
+        id,
+        &format!("curl -sS -H \"Authorization: Bearer ${ENV}\" {}", upstream.url("/v1/models")),
+    )?;
+    ensure!(answer == upstream::ANSWER, "the call was answered with {answer}");
     let seen = upstream.seen();
     let arrived = seen.iter().rev().find(|seen| seen.line == "GET /v1/models");
     let arrived = arrived.and_then(|seen| seen.header("authorization")).unwrap_or_default();
