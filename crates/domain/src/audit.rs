@@ -79,7 +79,8 @@ pub struct Completion {
     pub detail: Option<String>,
 }
 
-/// What was spoken. `tls` is a connection passed through uninspected, `tcp` anything that is neither TLS nor HTTP.
+/// What was spoken. `tls` is a connection passed through uninspected, `tcp` anything that is neither TLS nor
+/// HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scheme {
@@ -127,7 +128,8 @@ pub struct SecretUse {
     pub reason: Option<String>,
 }
 
-/// Values of `rejected_by` and of the reason of a secret: a closed list, so that filters and tests can name them.
+/// Values of `rejected_by` and of the reason of a secret: a closed list, so that filters and tests can name
+/// them.
 pub mod reason {
     /// The process died between intent and completion.
     pub const ABORTED: &str = "aborted";

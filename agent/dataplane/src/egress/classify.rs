@@ -5,8 +5,8 @@
 //! web port          ─▶ waits as long as a request head may take; silence ends it
 //! any other port    ─▶ waits 300 ms; silence is a protocol in which the server speaks first
 //! ```
-//! Silence is not a way around inspection: when a silent guest then speaks before its server does, what it says is
-//! classified again (`relay`). Owns no policy.
+//! Silence is not a way around inspection: when a silent guest then speaks before its server does, what it
+//! says is classified again (`relay`). Owns no policy.
 
 use std::io;
 use std::time::Duration;
@@ -53,8 +53,8 @@ pub fn is_web_port(port: u16) -> bool {
     WEB_PORTS.contains(&port)
 }
 
-/// Reads until the protocol is clear, in as many segments as it takes; what was read is in `bytes`, also when the
-/// future is dropped. Errors if the guest closes before.
+/// Reads until the protocol is clear, in as many segments as it takes; what was read is in `bytes`, also when
+/// the future is dropped. Errors if the guest closes before.
 pub async fn read_greeting<S: AsyncRead + Unpin>(
     stream: &mut S,
     patience: Duration,

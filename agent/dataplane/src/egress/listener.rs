@@ -6,8 +6,8 @@
 //!             ▼             ▼
 //!           reset, audited
 //! ```
-//! The identity is the listener's execution. The address the guest dialled is the local address of the socket; a
-//! synthetic one gives back its name, and the name is what is dialled.
+//! The identity is the listener's execution. The address the guest dialled is the local address of the
+//! socket; a synthetic one gives back its name, and the name is what is dialled.
 
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;

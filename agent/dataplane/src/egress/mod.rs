@@ -4,8 +4,9 @@
 //! guest ─▶ listener ─▶ classify ─▶ tls ─▶ http::exchange ─▶ policy ─▶ credentials ─▶ audit ─▶ upstream
 //!      └─▶ dns          └─▶ relay (opaque TCP, bypassed TLS)
 //! ```
-//! This module owns what all executions share and the list of those attached. It holds plaintext credentials in
-//! memory and nowhere else, writes only into its own directory, and dials only through `upstream`, after policy.
+//! This module owns what all executions share and the list of those attached. It holds plaintext credentials
+//! in memory and nowhere else, writes only into its own directory, and dials only through `upstream`, after
+//! policy.
 
 pub mod audit;
 pub mod classify;

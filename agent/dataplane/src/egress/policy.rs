@@ -1,8 +1,8 @@
 //! Which names, addresses and ports a guest may reach: pure decisions over a policy that is swapped whole.
 //!
-//! The deny floor (`roost_domain::address`) lies below every policy: names are checked here, addresses where they are
-//! dialled, and no rule lifts it. Until tenants' policies arrive there is one, the operator's; the default permits
-//! everything but the ports of outgoing mail.
+//! The deny floor (`roost_domain::address`) lies below every policy: names are checked here, addresses where
+//! they are dialled, and no rule lifts it. Until tenants' policies arrive there is one, the operator's; the
+//! default permits everything but the ports of outgoing mail.
 
 use std::net::Ipv4Addr;
 

@@ -1,4 +1,5 @@
-//! Bytes that are not looked into: opaque TCP, and TLS of hosts on the bypass list. Policy and audit still hold.
+//! Bytes that are not looked into: opaque TCP, and TLS of hosts on the bypass list. Policy and audit still
+//! hold.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

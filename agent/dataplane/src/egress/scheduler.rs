@@ -1,6 +1,7 @@
 //! The scheduler as egress uses it: leases asked for, their changes followed, the audit trail shipped.
 //!
-//! Owns the channel, which is opened anew when the process's certificate changes. Keeps no lease and no record.
+//! Owns the channel, which is opened anew when the process's certificate changes. Keeps no lease and no
+//! record.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,15 +65,16 @@ impl Scheduler {
 
     /// Ships the audit trail once the host has joined, for ever.
     pub(super) async fn ship_audit(self: Arc<Self>, egress: Arc<Egress>) {
-        // Looked for rather than awaited: whoever hears of the identity first may be this task, before the channel is.
+        // Looked for rather than awaited: whoever hears of the identity first may be this task, before the
+        // channel is.
         while self.channel().is_err() {
             tokio::time::sleep(RETRY_PAUSE).await;
         }
         egress.ship_audit(self.as_ref()).await;
     }
 
-    /// Drops leases as the scheduler says, for ever. What was missed while the stream was away is not known, so each
-    /// new stream begins with every lease dropped.
+    /// Drops leases as the scheduler says, for ever. What was missed while the stream was away is not known,
+    /// so each new stream begins with every lease dropped.
     pub(super) async fn follow(self: Arc<Self>, egress: Arc<Egress>) {
         let mut is_there = true;
         loop {

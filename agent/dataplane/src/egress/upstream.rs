@@ -1,7 +1,7 @@
 //! The only way out: dials a permitted host through the checked connector.
 //!
-//! The connector resolves, refuses every address of the floor, and dials the address it checked. Must be called after
-//! policy and after the intent is written.
+//! The connector resolves, refuses every address of the floor, and dials the address it checked. Must be
+//! called after policy and after the intent is written.
 
 use std::net::SocketAddr;
 use std::time::Duration;

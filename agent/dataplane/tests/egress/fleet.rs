@@ -1,4 +1,5 @@
-//! The real process with a scheduler: certificates appear, leases are asked for and revoked, rows are shipped.
+//! The real process with a scheduler: certificates appear, leases are asked for and revoked, rows are
+//! shipped.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

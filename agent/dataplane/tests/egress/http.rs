@@ -108,7 +108,8 @@ fn an_event_stream_is_passed_on_as_it_comes() {
                 "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
             stream.write_all(answer.as_bytes()).await.unwrap();
             stream.write_all(b"8\r\ndata: 1\n\r\n").await.unwrap();
-            // The next event comes only after the guest has acknowledged the first, on this same connection's life.
+            // The next event comes only after the guest has acknowledged the first, on this same connection's
+            // life.
             std::future::pending::<()>().await;
         })
         .await;

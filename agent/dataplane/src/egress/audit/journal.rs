@@ -5,10 +5,11 @@
 //! finish ─────────▶        │ (≤ 512 records a write)
 //!                          └──▶ syncer: fdatasync every 5 ms while dirty ──▶ durable length ──▶ ship
 //! ```
-//! An intent is in the kernel before its caller goes on, so a killed process loses none; a host that loses power
-//! may lose the last few milliseconds, and ships none of them. The place of a completion in the queue is taken
-//! together with that of its intent, so finishing never waits and never fails. When too much is unshipped or the
-//! disk takes no more, new intents are refused and completions are kept until they can be written.
+//! An intent is in the kernel before its caller goes on, so a killed process loses none; a host that loses
+//! power may lose the last few milliseconds, and ships none of them. The place of a completion in the queue
+//! is taken together with that of its intent, so finishing never waits and never fails. When too much is
+//! unshipped or the disk takes no more, new intents are refused and completions are kept until they can be
+//! written.
 
 use std::collections::HashSet;
 use std::fs::File;

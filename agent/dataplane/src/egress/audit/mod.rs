@@ -1,10 +1,10 @@
 //! The audit trail of outbound calls: one intent and one completion for each, joined by an event id.
 //!
-//! Owns event ids, the clock readings of a row and the two journals: what tenants' executions do is shipped to the
-//! scheduler, what an operator's local ones do stays on the host. [`Audit::begin`] returns when the intent is
-//! written; only then may anything be dialled. The [`Pending`] it returns completes exactly once: by
-//! [`Pending::finish`], or as cancelled when it is dropped. Must not see a secret's value: records are made
-//! from the request as the guest sent it.
+//! Owns event ids, the clock readings of a row and the two journals: what tenants' executions do is shipped
+//! to the scheduler, what an operator's local ones do stays on the host. [`Audit::begin`] returns when the
+//! intent is written; only then may anything be dialled. The [`Pending`] it returns completes exactly once:
+//! by [`Pending::finish`], or as cancelled when it is dropped. Must not see a secret's value: records are
+//! made from the request as the guest sent it.
 
 mod journal;
 mod segment;

@@ -1,8 +1,9 @@
 //! Sends segments to where audit rows live, whole records only, in order, at least once.
 //!
-//! What is acknowledged is remembered as (segment, offset) in `acked`; losing it only means sending again, since
-//! the receiver joins records by event id. A segment that is acknowledged to its end and no longer written is
-//! deleted. Only what is synced is sent: the receiver never knows an intent that this host could forget.
+//! What is acknowledged is remembered as (segment, offset) in `acked`; losing it only means sending again,
+//! since the receiver joins records by event id. A segment that is acknowledged to its end and no longer
+//! written is deleted. Only what is synced is sent: the receiver never knows an intent that this host could
+//! forget.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Where placeholders stand in a request: pure, and the only code that knows what an allowed place looks like.
+//! Where placeholders stand in a request: pure, and the only code that knows what an allowed place looks
+//! like.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -340,7 +341,8 @@ mod tests {
     }
 
     proptest! {
-        /// A4: the part that is a placeholder is replaced, the other part is byte for byte what the guest sent.
+        /// A4: the part that is a placeholder is replaced, the other part is byte for byte what the guest
+        /// sent.
         #[test]
         fn a4_basic_is_rewritten_in_its_part_only(
             other in "[^:]{0,24}", secret in "[!-9;-~]{1,40}", in_user: bool, scheme in "[Bb][Aa][Ss][Ii][Cc]",

@@ -1,11 +1,13 @@
-//! Leases of credentials: asked for when a placeholder is met, kept in memory until they expire, never longer.
+//! Leases of credentials: asked for when a placeholder is met, kept in memory until they expire, never
+//! longer.
 //!
 //! ```text
 //! absent ─ask─▶ fresh ─10 s, used─▶ renewing ─▶ fresh
 //!                 └─────── 30 s, not renewed ───▶ absent
 //! ```
-//! A change that the scheduler pushes empties what it names at once; an answer asked for before the change and come
-//! after it is not kept. When the scheduler cannot be asked and the lease is over, there is no credential.
+//! A change that the scheduler pushes empties what it names at once; an answer asked for before the change
+//! and come after it is not kept. When the scheduler cannot be asked and the lease is over, there is no
+//! credential.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,8 +1,9 @@
-//! Placeholders of a request: found, resolved to leases, judged, and replaced; all of them or the request is refused.
+//! Placeholders of a request: found, resolved to leases, judged, and replaced; all of them or the request is
+//! refused.
 //!
-//! A value leaves this host only in an allowed place of a request over TLS to a host its secret is bound to. A
-//! placeholder nobody has a secret for is forwarded untouched; one that belongs to another sandbox, goes to another
-//! host or stands in another place stops the request. Bodies are never rewritten.
+//! A value leaves this host only in an allowed place of a request over TLS to a host its secret is bound to.
+//! A placeholder nobody has a secret for is forwarded untouched; one that belongs to another sandbox, goes to
+//! another host or stands in another place stops the request. Bodies are never rewritten.
 
 mod find;
 pub(crate) mod lease;

@@ -1,8 +1,8 @@
 //! From the bytes of a DNS query to the bytes of its answer, with no I/O of its own.
 //!
-//! Only A (and for `localhost` AAAA) is ever answered with an address. Other types of a permitted name have no
-//! data, which also keeps SVCB and HTTPS hints (ECH keys, HTTP/3) from the guest; names that may not be looked up
-//! do not exist. Never REFUSED: glibc asks on and on. What is not a query at all gets no answer.
+//! Only A (and for `localhost` AAAA) is ever answered with an address. Other types of a permitted name have
+//! no data, which also keeps SVCB and HTTPS hints (ECH keys, HTTP/3) from the guest; names that may not be
+//! looked up do not exist. Never REFUSED: glibc asks on and on. What is not a query at all gets no answer.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -4,10 +4,10 @@
 //! 198.18.0.1 api.example.com
 //! 198.18.0.2 example.org
 //! ```
-//! One line per name in `dns.map` of the execution's directory, which the agent copies with snapshots and forks.
-//! A line is written before its address is given out; addresses only grow and are never given to another name.
-//! The write goes to the kernel, not to the disk: the file matters after the death of this process, and a host
-//! that loses power loses the guests that knew the addresses too.
+//! One line per name in `dns.map` of the execution's directory, which the agent copies with snapshots and
+//! forks. A line is written before its address is given out; addresses only grow and are never given to
+//! another name. The write goes to the kernel, not to the disk: the file matters after the death of this
+//! process, and a host that loses power loses the guests that knew the addresses too.
 
 use std::collections::HashMap;
 use std::fs::File;

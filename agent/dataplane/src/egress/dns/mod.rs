@@ -4,7 +4,8 @@
 //! packet ─▶ rate (50/s) ─▶ answer ─▶ policy ─▶ map: append, then give the address
 //!                                       └─▶ denied: does not exist, audited
 //! ```
-//! No query leaves the host for a guest's lookup: a name is resolved when a permitted connection to it is dialled.
+//! No query leaves the host for a guest's lookup: a name is resolved when a permitted connection to it is
+//! dialled.
 
 pub mod answer;
 pub mod map;
@@ -54,7 +55,8 @@ pub(crate) async fn serve_udp(execution: Arc<Execution>, socket: DnsSocket) {
     }
 }
 
-/// Answers queries on a connection to port 53 of any address, until the guest closes it or breaks the framing.
+/// Answers queries on a connection to port 53 of any address, until the guest closes it or breaks the
+/// framing.
 pub(crate) async fn serve_tcp<S>(execution: &Arc<Execution>, mut stream: S, asked: Ipv4Addr)
 where
     S: AsyncRead + AsyncWrite + Unpin,

@@ -1,7 +1,7 @@
 //! The UDP socket of a guest's namespace: who asked, which server they meant, and answering as that server.
 //!
-//! The socket is bound to 127.0.0.1:53 in the namespace and transparent; packets to any server arrive on it. The
-//! address the guest asked comes as a control message, and the answer leaves from it the same way.
+//! The socket is bound to 127.0.0.1:53 in the namespace and transparent; packets to any server arrive on it.
+//! The address the guest asked comes as a control message, and the answer leaves from it the same way.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -44,7 +44,8 @@ impl DnsSocket {
     }
 
     fn try_receive(&self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
-        // Room for both messages a socket may be set to bring; with less, the kernel cuts off the one that is needed.
+        // Room for both messages a socket may be set to bring; with less, the kernel cuts off the one that is
+        // needed.
         let mut control = nix::cmsg_space!(libc::sockaddr_in, libc::in_pktinfo);
         let mut slices = [IoSliceMut::new(buffer)];
         let flags = MsgFlags::MSG_DONTWAIT;

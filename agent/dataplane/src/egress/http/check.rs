@@ -1,7 +1,7 @@
 //! What a request must be beyond what hyper refuses by itself: pure, and before anything else looks at it.
 //!
-//! The numbers are those of the list in the design notes: one host, the same everywhere, that of the connection;
-//! no tunnels; only WebSocket as an upgrade; nothing that a second parser could read differently.
+//! The numbers are those of the list in the design notes: one host, the same everywhere, that of the
+//! connection; no tunnels; only WebSocket as an upgrade; nothing that a second parser could read differently.
 
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST};
 use http::request::Parts;

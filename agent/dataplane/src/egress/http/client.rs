@@ -1,7 +1,7 @@
 //! Upstream connections of one execution: never shared with another's, dialled through the checked connector.
 //!
-//! One pool for each protocol a guest may have chosen. The host of a request's target is the one that was checked
-//! against the connection, so it is resolved, dialled and verified as it stands.
+//! One pool for each protocol a guest may have chosen. The host of a request's target is the one that was
+//! checked against the connection, so it is resolved, dialled and verified as it stands.
 
 use std::fmt;
 use std::future::Future;

@@ -1,7 +1,7 @@
 //! HTTP from guests: parsed by hyper, checked, and written again; no byte of it is passed through as it came.
 //!
-//! [`exchange`] is the story of one request. This module owns a connection: which versions are spoken, its limits
-//! and its timeouts.
+//! [`exchange`] is the story of one request. This module owns a connection: which versions are spoken, its
+//! limits and its timeouts.
 
 mod body;
 mod check;

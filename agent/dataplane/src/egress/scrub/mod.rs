@@ -1,14 +1,15 @@
 //! Takes a credential's value out of what an upstream sends back, in the encodings echoes come in.
 //!
-//! The second line of defence: the first is that values only stand where servers do not echo from. What is found is
-//! replaced by the placeholder. An upstream that transforms a value in a way of its own is not caught.
+//! The second line of defence: the first is that values only stand where servers do not echo from. What is
+//! found is replaced by the placeholder. An upstream that transforms a value in a way of its own is not
+//! caught.
 //!
 //! ```text
 //! chunk ─▶ held ‖ chunk ─▶ replace whole occurrences ─▶ emit all but the tail ─▶ hold the tail
 //! ```
-//! How much is held depends on the data and never on the value: the run of token-like bytes at the end, at most
-//! `hold` of them. Otherwise a guest could have guesses streamed to it and see from a delay which one is right. For
-//! the same reason nothing is released by a timer.
+//! How much is held depends on the data and never on the value: the run of token-like bytes at the end, at
+//! most `hold` of them. Otherwise a guest could have guesses streamed to it and see from a delay which one is
+//! right. For the same reason nothing is released by a timer.
 
 use std::sync::Arc;
 
@@ -80,7 +81,8 @@ impl Scrub {
         found
     }
 
-    /// Copies `text` up to `end`, or to the end of an occurrence that begins before; returns where it stopped.
+    /// Copies `text` up to `end`, or to the end of an occurrence that begins before; returns where it
+    /// stopped.
     fn copy(&self, text: &[u8], found: &[(usize, usize)], end: usize, clean: &mut Vec<u8>) -> usize {
         let mut copied = 0;
         for (begin, stop) in found.iter().filter(|(begin, _)| *begin < end) {

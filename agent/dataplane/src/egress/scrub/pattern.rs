@@ -65,7 +65,8 @@ fn json_escaped(value: &[u8], slash: bool) -> Pattern {
     escaped
 }
 
-/// The characters of a base64 text that depend on the value alone, when it begins `offset` bytes into a group.
+/// The characters of a base64 text that depend on the value alone, when it begins `offset` bytes into a
+/// group.
 fn base64_inside(engine: &GeneralPurpose, value: &[u8], offset: usize) -> Pattern {
     let mut plain = Zeroizing::new(vec![0; offset]);
     plain.extend_from_slice(value);

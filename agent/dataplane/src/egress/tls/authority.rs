@@ -1,12 +1,13 @@
-//! The host's certificate authority for guests: its key, which never leaves this directory, and its certificate.
+//! The host's certificate authority for guests: its key, which never leaves this directory, and its
+//! certificate.
 //!
 //! ```text
 //! egress-ca.key   made here, 0600
 //! egress-ca.csr   made here, taken to the scheduler by the agent
 //! egress-ca.pem   put here by the agent: the intermediate, then what leads to the root
 //! ```
-//! The certificate is looked for every few seconds, so that joining and renewal need no restart. One that does not
-//! belong to the key or does not parse is reported and the former one stays.
+//! The certificate is looked for every few seconds, so that joining and renewal need no restart. One that
+//! does not belong to the key or does not parse is reported and the former one stays.
 
 use std::io;
 use std::path::{Path, PathBuf};

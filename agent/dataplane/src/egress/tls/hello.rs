@@ -1,4 +1,5 @@
-//! The first message of a TLS connection, read without answering it: which server the guest believes it talks to.
+//! The first message of a TLS connection, read without answering it: which server the guest believes it talks
+//! to.
 
 use std::io;
 

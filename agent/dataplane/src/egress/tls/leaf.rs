@@ -1,4 +1,5 @@
-//! Certificates shown to guests in the place of a host's own: made on demand, a fresh key each, kept for a day at most.
+//! Certificates shown to guests in the place of a host's own: made on demand, a fresh key each, kept for a
+//! day at most.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};

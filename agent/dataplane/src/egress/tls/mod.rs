@@ -6,8 +6,9 @@
 //!                ▼                          ▼
 //!          unrecognized_name          leaf ─▶ handshake ─▶ http
 //! ```
-//! Nothing is dialled here: an inspected upstream is dialled at the first permitted request. Without a certificate
-//! authority a tenant's connection is refused, never passed through; an operator's local execution is relayed.
+//! Nothing is dialled here: an inspected upstream is dialled at the first permitted request. Without a
+//! certificate authority a tenant's connection is refused, never passed through; an operator's local
+//! execution is relayed.
 
 pub(crate) mod authority;
 mod hello;
@@ -77,8 +78,8 @@ pub(crate) async fn serve(mut flow: Flow, mut guest: GuestStream) {
     }
 }
 
-/// The host a connection is for, in `flow`: the looked-up name, which the greeting may only repeat. A guest that
-/// dialled an address and names a host gets that name dialled, under its policy and without credentials.
+/// The host a connection is for, in `flow`: the looked-up name, which the greeting may only repeat. A guest
+/// that dialled an address and names a host gets that name dialled, under its policy and without credentials.
 fn choose_host(flow: &mut Flow, server_name: Option<Host>) -> Result<(), Outcome> {
     let Some(server_name) = server_name else { return Ok(()) };
     if server_name == flow.host {

@@ -1,7 +1,7 @@
 //! The other side of an inspected connection: TLS to the real host, always verified.
 //!
-//! Trusts Mozilla's roots, and for the patterns an operator names a file of further ones. Sessions are resumed within
-//! one execution only, so that no guest's connection can be told by another's.
+//! Trusts Mozilla's roots, and for the patterns an operator names a file of further ones. Sessions are
+//! resumed within one execution only, so that no guest's connection can be told by another's.
 
 use std::path::PathBuf;
 use std::sync::Arc;

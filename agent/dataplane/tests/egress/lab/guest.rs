@@ -1,4 +1,5 @@
-//! What a guest does: looks names up, connects, speaks TLS with the root it trusts, sends requests or mere bytes.
+//! What a guest does: looks names up, connects, speaks TLS with the root it trusts, sends requests or mere
+//! bytes.
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -107,7 +107,8 @@ impl Lab {
         let egress_root = Root::new("egress test root");
         let leases = Arc::new(FakeLeases::default());
         if options.joined {
-            // The agent's part of joining: the request is made at the first start, the certificate put beside it.
+            // The agent's part of joining: the request is made at the first start, the certificate put beside
+            // it.
             drop(open(&options.settings, &directory, &leases));
             let request = std::fs::read_to_string(directory.join("egress-ca.csr")).unwrap();
             std::fs::write(directory.join("egress-ca.pem"), egress_root.sign_authority(&request)).unwrap();

@@ -1,6 +1,7 @@
 //! Three namespaces: the guest's, the sandbox's (a veth stands in for the tap, same rules), and the internet.
 //!
-//! The calling thread becomes the internet's: `PUBLIC` is an address of its loopback. All end with the process.
+//! The calling thread becomes the internet's: `PUBLIC` is an address of its loopback. All end with the
+//! process.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;

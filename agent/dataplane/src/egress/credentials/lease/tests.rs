@@ -1,4 +1,5 @@
-//! Leases in time: how long one serves, when it is asked for again, and what a change does to an answer under way.
+//! Leases in time: how long one serves, when it is asked for again, and what a change does to an answer under
+//! way.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
