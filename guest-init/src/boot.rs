@@ -123,6 +123,7 @@ fn serve() -> Result<(), Error> {
         let listener = TcpListener::bind(address).await.map_err(|error| Error::Listen(address, error))?;
         // As tasks of their own: a panic ends the task and is seen here, it does not unwind through init.
         let reaper = tokio::spawn(reap::run(guest.processes.clone()));
+        tokio::spawn(crate::clock::follow_machine());
         let server = tokio::spawn(server::serve(listener, net::GATEWAY.into(), guest));
         tokio::select! {
             ended = reaper => match ended {

@@ -1,4 +1,7 @@
-//! The guest's wall clock: read, and set by the host, whose time a restored guest knows nothing of.
+//! The guest's wall clock: read, set by the host, whose time a restored guest knows nothing of, and kept right.
+//!
+//! An emulated guest that gets too little CPU loses timer ticks, and with them time. The machine's real-time clock
+//! follows the host whatever the guest does, so the wall clock is put right by it when it is off.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -43,9 +46,68 @@ pub fn set(time_us: i64) -> Result<(), Error> {
     clock_settime(ClockId::CLOCK_REALTIME, time).map_err(Error::Set)
 }
 
+/// Seconds since 1970 as the machine's clock has them: the host's time, cut off to the second.
+const MACHINE_CLOCK: &str = "/sys/class/rtc/rtc0/since_epoch";
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A clock that is off by less is left alone: programs take a step worse than a small error.
+const TOLERANCE_US: i64 = 250_000;
+const SECOND_US: i64 = 1_000_000;
+const TICK_POLL: Duration = Duration::from_millis(10);
+
+/// Puts the wall clock right whenever it is off, for as long as the machine has a clock of its own.
+pub async fn follow_machine() {
+    while let Some(machine_s) = read_machine_s() {
+        if is_off(now_us(), machine_s)
+            && let Some(machine_s) = await_next_second(machine_s).await
+            && let Err(error) = set(machine_s * SECOND_US)
+        {
+            eprintln!("roost-init: the clock stays off: {error}");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Whether a wall clock cannot be right while the machine's clock shows this second.
+fn is_off(wall_us: i64, machine_s: i64) -> bool {
+    let from_us = machine_s * SECOND_US - TOLERANCE_US;
+    let until_us = (machine_s + 1) * SECOND_US + TOLERANCE_US;
+    !(from_us..until_us).contains(&wall_us)
+}
+
+/// The machine's clock at the moment it turns to another second: then it is exact.
+async fn await_next_second(machine_s: i64) -> Option<i64> {
+    for _ in 0..2 * SECOND_US / i64::try_from(TICK_POLL.as_micros()).unwrap_or(SECOND_US) {
+        let now_s = read_machine_s()?;
+        if now_s != machine_s {
+            return Some(now_s);
+        }
+        tokio::time::sleep(TICK_POLL).await;
+    }
+    None
+}
+
+fn read_machine_s() -> Option<i64> {
+    std::fs::read_to_string(MACHINE_CLOCK).ok()?.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wall_clock_is_off_when_it_is_outside_the_machines_second() {
+        for (wall_us, off) in [
+            (1_000_000_000, false),
+            (1_000_999_999, false),
+            (999_800_000, false),
+            (999_700_000, true),
+            (1_001_200_000, false),
+            (1_001_300_000, true),
+            (0, true),
+        ] {
+            assert_eq!(is_off(wall_us, 1000), off, "{wall_us}");
+        }
+    }
 
     #[test]
     fn times_go_both_ways_also_before_1970() {
