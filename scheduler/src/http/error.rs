@@ -142,7 +142,8 @@ fn details(error: &Error) -> Option<Value> {
 
 /// What is our fault is logged here with its whole chain; what is the caller's is not a warning.
 fn log(error: &Error, status: StatusCode, body: &ErrorEnvelope) {
-    if !status.is_server_error() {
+    // A lack of room is a figure to watch, not a fault of one request.
+    if !status.is_server_error() || matches!(error, Error::NoCapacity { .. }) {
         return;
     }
     let mut chain = error.to_string();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::engines::on_both;
 use crate::world::{Answer, World};
 
 fn small(name: &str) -> Value {
@@ -18,9 +19,12 @@ async fn count(world: &World) -> usize {
     world.get("/sandboxes").await.data().as_array().unwrap().len()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn twenty_calls_at_once_make_one_sandbox_and_get_one_answer() {
-    let world = Arc::new(World::start().await);
+#[test]
+fn twenty_calls_at_once_make_one_sandbox_and_get_one_answer() {
+    on_both(|store| async move { twenty_calls(Arc::new(World::on(store).await)).await });
+}
+
+async fn twenty_calls(world: Arc<World>) {
     let calls: Vec<_> = (0..20)
         .map(|_| {
             let world = world.clone();

@@ -1,4 +1,4 @@
-//! The tenant API over a real SQLite store and a host that is not there: its two gRPC services answer from
+//! The tenant API over a real store (SQLite; what competes, on PostgreSQL too) and a host that is not there: its two gRPC services answer from
 //! this
 //! process, over the fleet's own mutual TLS, and run commands in a directory.
 
@@ -6,6 +6,8 @@
 
 mod bad_input;
 mod conform;
+#[path = "../suite/engines.rs"]
+mod engines;
 mod events;
 mod guest;
 mod host;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use roost_scheduler::store::quota::{self, Quota};
 use serde_json::{Value, json};
 
+use crate::engines::on_both;
 use crate::world::World;
 
 async fn limit(world: &World, subject: &str, subject_id: &str, change: impl Fn(&mut Quota) + Send + 'static) {
@@ -28,9 +29,12 @@ fn small(user: &str) -> Value {
     json!({ "cpu_count": 1, "memory_mb": 256, "disk_size_mb": 512, "external_user_id": user })
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn calls_at_once_cannot_exceed_a_quota() {
-    let world = Arc::new(World::start().await);
+#[test]
+fn calls_at_once_cannot_exceed_a_quota() {
+    on_both(|store| async move { twelve_calls(Arc::new(World::on(store).await)).await });
+}
+
+async fn twelve_calls(world: Arc<World>) {
     limit(&world, "external_user", "u1", |row| row.max_sandboxes = Some(3)).await;
     let calls: Vec<_> = (0..12)
         .map(|_| {

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use roost_scheduler::http::document;
 use serde_json::{Value, json};
 
+use crate::engines::on_both;
 use crate::world::{Answer, World, operations};
 
 /// Calls operations and notes which.
@@ -46,9 +47,13 @@ impl Tour {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_documented_operation_works_as_documented() {
-    let mut tour = Tour { world: World::start().await, seen: BTreeSet::new() };
+#[test]
+fn every_documented_operation_works_as_documented() {
+    on_both(|store| async move { take(World::on(store).await).await });
+}
+
+async fn take(world: World) {
+    let mut tour = Tour { world, seen: BTreeSet::new() };
     let id = sandboxes(&mut tour).await;
     commands(&mut tour, &id).await;
     files(&mut tour, &id).await;

@@ -80,9 +80,18 @@ impl World {
 
     pub async fn with_memory(memory_mib: u64) -> World {
         let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(Settings::Sqlite { path: directory.path().join("scheduler.db") }).unwrap();
+        World::build(store, directory, memory_mib).await
+    }
+
+    /// On a store that is open already.
+    pub async fn on(store: Store) -> World {
+        World::build(store, tempfile::tempdir().unwrap(), 1_000_000).await
+    }
+
+    async fn build(store: Store, directory: tempfile::TempDir, memory_mib: u64) -> World {
         let path = directory.path();
         let (clock, now_us) = (Arc::new(System), roost_daemon::clock::now_us());
-        let store = Store::open(Settings::Sqlite { path: path.join("scheduler.db") }).unwrap();
         let pki = Arc::new(Pki::ensure(&path.join("pki"), None, now_us).unwrap());
         let master = Vault::ensure_master_key(&path.join("master.key")).unwrap();
         let format = Format::new(DEFAULT_MARKER, "miosa-tok-").unwrap();
