@@ -2,9 +2,8 @@
 //! document.
 //!
 //! Owns shapes and their JSON spelling. Must not decide anything: limits, defaults that depend on a tenant
-//! and
-//! every check live in the scheduler. A request type that grants something refuses unknown fields; the others
-//! ignore them, because clients send fields of features this server does not have.
+//! and every check live in the scheduler. A request type that grants something refuses unknown fields; the
+//! others ignore them, because clients send fields of features this server does not have.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,7 @@
 //! Who calls: what the credential says and nothing that the request says.
 //!
 //! Owns the scopes and the two questions every operation asks first (may this caller do it; whose rows may it
-//! see).
-//! Must not read a request: external ids and the body never widen what a caller may reach.
+//! see). Must not read a request: external ids and the body never widen what a caller may reach.
 
 use std::collections::BTreeSet;
 

@@ -1,8 +1,8 @@
 //! What the API can do: one function per operation, the story in order.
 //!
 //! Every function takes the [`Caller`] first asked about, checks scope and ownership before anything else,
-//! and writes
-//! what it changes, the event and the audit row in one transaction. Must not know HTTP, SQL or codes.
+//! and writes what it changes, the event and the audit row in one transaction. Must not know HTTP, SQL or
+//! codes.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! The one place where an error becomes a code, a status and a body.
 //!
 //! Owns the mapping, the error envelope and the log line of what is our fault. Codes are `roost_domain`'s
-//! closed set;
-//! nothing of a source (a host's answer, a statement, a path on this machine) reaches the outside.
+//! closed set; nothing of a source (a host's answer, a statement, a path on this machine) reaches the
+//! outside.
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};

@@ -1,8 +1,7 @@
 //! The tenant API over HTTP: reads requests, calls one operation, writes answers. Decides nothing.
 //!
 //! Owns the routes and with them the OpenAPI document, which is generated from the same annotations and
-//! compared with
-//! the committed one. Errors become answers in `error.rs` and nowhere else.
+//! compared with the committed one. Errors become answers in `error.rs` and nowhere else.
 
 use std::sync::Arc;
 

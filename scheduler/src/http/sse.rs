@@ -1,6 +1,5 @@
 //! Server-sent events as the SDK reads them: every frame ends with a blank line, a comment breaks every
-//! silence, and
-//! the three characters on which its line reader would cut a frame are escaped.
+//! silence, and the three characters on which its line reader would cut a frame are escaped.
 
 use std::borrow::Cow;
 use std::convert::Infallible;

@@ -1,6 +1,5 @@
 //! Holds answers against the OpenAPI document: known path, listed status, listed content type, and a body of
-//! the
-//! schema's shape. Knows the part of JSON Schema the document uses, and panics at the rest.
+//! the schema's shape. Knows the part of JSON Schema the document uses, and panics at the rest.
 
 use std::collections::BTreeSet;
 

@@ -1,8 +1,7 @@
 //! A tiny sandbox behind the `Gateway` service: a directory for files, `/bin/sh` for commands.
 //!
 //! `/workspace` is the directory, both in paths and as the working directory; commands get nothing of this
-//! process's
-//! environment but `PATH`.
+//! process's environment but `PATH`.
 
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt;

@@ -1,6 +1,6 @@
-//! The tenant API over a real store (SQLite; what competes, on PostgreSQL too) and a host that is not there: its two gRPC services answer from
-//! this
-//! process, over the fleet's own mutual TLS, and run commands in a directory.
+//! The tenant API over a real store (SQLite; what competes runs on PostgreSQL too) and a host that is not there:
+//! its two gRPC services answer from this process, over the fleet's own mutual TLS, and run commands in a
+//! directory.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, unreachable_pub)]
 

@@ -1,8 +1,7 @@
 //! The public `miosa` Python SDK, unmodified, against a served router.
 //!
 //! `ROOST_TEST_SDK_PYTHON` names a Python that has it; else a virtual environment is made below the target
-//! directory,
-//! once, from the package registry.
+//! directory, once, from the package registry.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,8 +1,7 @@
 //! Calls into a running sandbox, through the guest gateway on its host.
 //!
 //! Owns how gateway answers become results and errors. Must not decide who may call (`App::guest` did) and
-//! keeps no
-//! state: dropping a call ends it on the other side too.
+//! keeps no state: dropping a call ends it on the other side too.
 
 use std::time::Duration;
 

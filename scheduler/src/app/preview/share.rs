@@ -1,9 +1,8 @@
 //! Tokens that open a private preview in a browser: minting, listing, revoking.
 //!
 //! A token is `<prefix><tid>.<jwt>`; hosts verify it with public keys and cannot mint. Only `tid`, hash,
-//! prefix and
-//! expiry are stored. Revoking raises the preview's share generation, which hosts learn within the revocation
-//! bound.
+//! prefix and expiry are stored. Revoking raises the preview's share generation, which hosts learn within the
+//! revocation bound.
 
 use roost_api::preview::{
     ActiveShare, MintPreviewToken, MintShare, MintedPreviewToken, MintedShare, MintedShareData, Visibility,

@@ -1,6 +1,5 @@
 //! Making a sandbox: quota, placement, and one transaction that leaves a row, a reservation, an event and an
-//! audit
-//! row, or nothing.
+//! audit row, or nothing.
 
 use std::time::Duration;
 
