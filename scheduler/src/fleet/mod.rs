@@ -20,6 +20,7 @@ mod server;
 mod ship;
 mod sync;
 mod upload;
+mod wake;
 mod wire;
 
 use std::sync::Arc;

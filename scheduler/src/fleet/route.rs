@@ -33,8 +33,14 @@ struct Found {
 }
 
 impl Fleet {
-    pub(super) async fn lookup(&self, host_name: &str) -> Result<proto::LookupReply, Status> {
-        let found = self.find_route(host_name).await.map_err(|error| server::internal(&error))?;
+    /// What a host name leads to. With `resume` a visitor whom edge admitted waits, and a paused sandbox is woken.
+    pub(super) async fn lookup(&self, host_name: &str, resume: bool) -> Result<proto::LookupReply, Status> {
+        let failed = |error| server::internal(&error);
+        let mut found = self.find_route(host_name).await.map_err(failed)?;
+        if let Some(asleep) = found.as_ref().filter(|found| resume && found.entry.state == "paused") {
+            self.wake(&asleep.entry.sandbox).await.map_err(failed)?;
+            found = self.find_route(host_name).await.map_err(failed)?;
+        }
         let outcome = match found {
             Some(found) => proto::lookup_reply::Outcome::Route(self.leased(found)),
             None => proto::lookup_reply::Outcome::Absent(true),
@@ -196,12 +202,14 @@ fn find(
     let own = setting::find(tx, &row.tenant_id, FRAME_ANCESTORS)?;
     let own = own.and_then(|value| serde_json::from_value::<Vec<String>>(value).ok()).unwrap_or_default();
     let running = row.state == "running";
+    // What is wanted shows before the host has begun, so that a visitor knows to wait.
+    let is_waking = row.desired_run == "running" && matches!(row.state.as_str(), "paused" | "stopped");
     let entry = proto::RouteEntry {
         host: name.to_owned(),
         preview_id: preview.id,
         sandbox: row.id,
         execution: row.execution_id.filter(|_| running).unwrap_or_default(),
-        state: row.state,
+        state: if is_waking { "resuming".to_owned() } else { row.state },
         port: u32::try_from(preview.port).unwrap_or(0),
         visibility: preview.visibility,
         share_generation: u64::try_from(preview.share_generation).unwrap_or(u64::MAX),
@@ -211,7 +219,7 @@ fn find(
         logo_url,
         expires_us: 0,
         owner_host_id: owner.as_ref().map(|host| host.id.clone()).unwrap_or_default(),
-        owner_address: owner.map(|host| host.preview_address).unwrap_or_default(),
+        owner_address: owner.map(|host| host.gateway_address).unwrap_or_default(),
     };
     Ok(Some(Found { entry }))
 }

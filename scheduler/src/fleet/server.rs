@@ -161,7 +161,7 @@ impl RouteService for Services {
         request: Request<proto::LookupRequest>,
     ) -> Result<Response<proto::LookupReply>, Status> {
         caller(&request)?;
-        self.fleet.lookup(&request.get_ref().host).await.map(Response::new)
+        self.fleet.lookup(&request.get_ref().host, request.get_ref().resume).await.map(Response::new)
     }
 
     async fn watch(

@@ -88,6 +88,8 @@ pub enum Error {
     Contention { attempts: u32 },
     #[error("the store has been busy for {} s", QUEUE_WAIT.as_secs())]
     Busy,
+    #[error("a transaction's code panicked; nothing of it remains")]
+    Panicked,
     #[error("the store is closed")]
     Closed,
 }

@@ -85,7 +85,8 @@ fn serve(
     loop {
         let next = jobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).blocking_recv();
         let Some(mut task) = next else { return };
-        let outcome = connected(&mut session, config).and_then(|session| session.run(begin, task.as_mut()));
+        let outcome =
+            begun(&mut session, config, begin).and_then(|session| session.run(begin, task.as_mut()));
         if session.as_ref().is_some_and(|session| session.client.is_closed()) {
             session = None;
         }
@@ -93,13 +94,25 @@ fn serve(
     }
 }
 
-fn connected<'a>(
+/// A session within a fresh transaction. A connection that died since its last job is replaced: nothing is lost by
+/// that before a transaction has begun.
+fn begun<'a>(
     session: &'a mut Option<Session>,
     config: &postgres::Config,
+    begin: &str,
 ) -> Result<&'a mut Session, Error> {
+    if let Some(known) = session
+        && known.batch(begin).is_err()
+    {
+        *session = None;
+    }
     match session {
         Some(session) => Ok(session),
-        None => Ok(session.insert(Session::connect(config)?)),
+        None => {
+            let session = session.insert(Session::connect(config)?);
+            session.batch(begin)?;
+            Ok(session)
+        }
     }
 }
 
@@ -132,10 +145,13 @@ impl Session {
         done
     }
 
+    /// Runs the task in the transaction that has begun, and in further ones while it loses.
     fn run(&mut self, begin: &str, task: &mut dyn Task) -> Result<(), Error> {
         let mut backoff = BACKOFF_FIRST;
-        for _ in 0..ATTEMPTS {
-            self.batch(begin)?;
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                self.batch(begin)?;
+            }
             let mut tx = Tx::new(TxSession::Postgres(self));
             let commit = task.run(&mut tx);
             let mut lost = tx.is_lost();

@@ -1,5 +1,7 @@
 //! One transaction as a closure sees it, and the closure as an engine sees it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use tokio::sync::oneshot;
 
 use super::value::{Row, Value};
@@ -104,7 +106,9 @@ where
     F: Fn(&mut Tx<'_>) -> Result<T, E> + Send,
 {
     fn run(&mut self, tx: &mut Tx<'_>) -> bool {
-        let result = (self.work)(tx);
+        // One closure's mistake must not take the thread, and with it everybody's store.
+        let result = catch_unwind(AssertUnwindSafe(|| (self.work)(tx)))
+            .unwrap_or_else(|_| Err(Error::Panicked.into()));
         let commit = result.is_ok();
         self.result = Some(result);
         commit

@@ -17,7 +17,7 @@ use roost_scheduler::store::egress_event::Filter;
 use roost_scheduler::store::preview::{self, Preview};
 use roost_scheduler::store::sandbox::{self, Sandbox};
 use roost_scheduler::store::setting::{self, Setting};
-use roost_scheduler::store::{Settings, Store, host, secret};
+use roost_scheduler::store::{Settings, Store, host, quota, secret};
 use tonic::Code;
 
 use crate::engines::{on_both_settings, runtime};
@@ -187,7 +187,11 @@ async fn both_forms_of_a_preview_host_lead_to_it_and_nothing_else_does() {
     let row = publish(&scene, "private").await;
     let mut edge = RouteClient::new(scene.world.channel(Some(&scene.host.edge)).await);
     for host in ["3000-brand.sandbox.roost.localhost", "abc12345.preview.roost.localhost"] {
-        let reply = edge.lookup(proto::LookupRequest { host: host.into() }).await.unwrap().into_inner();
+        let reply = edge
+            .lookup(proto::LookupRequest { host: host.into(), resume: false })
+            .await
+            .unwrap()
+            .into_inner();
         let Some(Outcome::Route(route)) = reply.outcome else { panic!("{host}: {reply:?}") };
         assert_eq!(
             (route.preview_id.as_str(), route.port, route.visibility.as_str()),
@@ -211,9 +215,110 @@ async fn both_forms_of_a_preview_host_lead_to_it_and_nothing_else_does() {
         "roost.localhost",
         "",
     ] {
-        let reply = edge.lookup(proto::LookupRequest { host: host.into() }).await.unwrap().into_inner();
+        let reply = edge
+            .lookup(proto::LookupRequest { host: host.into(), resume: false })
+            .await
+            .unwrap()
+            .into_inner();
         assert!(matches!(reply.outcome, Some(Outcome::Absent(true))), "{host}: {reply:?}");
     }
+}
+
+/// The same sandbox, paused as its host reports it.
+async fn pause(scene: &Scene, auto_resume: bool) {
+    let (id, host, now_us) = (scene.sandbox.id.clone(), scene.host.id.clone(), scene.world.clock.now_us());
+    let placed = scene.sandbox.clone();
+    let paused = scene.world.store.write(move |tx| {
+        let changes = sandbox::Changes { auto_resume: Some(auto_resume), ..Default::default() };
+        sandbox::update(tx, &placed.tenant_id, &id, &changes, now_us)?;
+        for subject in quota::subjects(&placed) {
+            assert!(quota::reserve(tx, &subject, quota::Amount::resting(&placed))?);
+        }
+        let generation = sandbox::set_desired(tx, &id, "paused", now_us)?.unwrap();
+        let seen = sandbox::Observed {
+            id: id.clone(),
+            host_id: host.clone(),
+            placement_epoch: 1,
+            state: "paused".into(),
+            state_reason: String::new(),
+            generation,
+            local_seq: 0,
+            local_cause: String::new(),
+            execution_id: None,
+            changed_us: now_us,
+            boot_path: String::new(),
+            boot_us: None,
+            started_us: None,
+            ready_us: None,
+            destroyed_us: None,
+        };
+        sandbox::record_observed(tx, &seen, now_us)
+    });
+    assert!(paused.await.unwrap());
+}
+
+async fn visit(scene: &Scene, resume: bool) -> proto::RouteEntry {
+    let mut edge = RouteClient::new(scene.world.channel(Some(&scene.host.edge)).await);
+    let request = proto::LookupRequest { host: "3000-brand.sandbox.roost.localhost".into(), resume };
+    match edge.lookup(request).await.unwrap().into_inner().outcome {
+        Some(proto::lookup_reply::Outcome::Route(route)) => route,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn wanted(scene: &Scene) -> (String, u64) {
+    let id = scene.sandbox.id.clone();
+    let row = scene.world.store.read(move |tx| sandbox::find_any(tx, &id)).await.unwrap().unwrap();
+    (row.desired_run, row.generation)
+}
+
+async fn concurrent(scene: &Scene) -> i64 {
+    let subject = quota::subjects(&scene.sandbox).remove(0);
+    scene.world.store.read(move |tx| quota::find_use(tx, &subject)).await.unwrap().unwrap().concurrent
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_visitor_wakes_a_sandbox_once_if_it_may_wake() {
+    let scene = Scene::new().await;
+    publish(&scene, "public").await;
+    pause(&scene, true).await;
+    assert_eq!(visit(&scene, false).await.state, "paused", "looking does not wake");
+    assert_eq!(wanted(&scene).await, ("paused".into(), 2));
+    let (one, other) = tokio::join!(visit(&scene, true), visit(&scene, true));
+    assert_eq!((one.state.as_str(), other.state.as_str()), ("resuming", "resuming"));
+    assert_eq!(wanted(&scene).await, ("running".into(), 3));
+    assert_eq!(concurrent(&scene).await, 1);
+    let id = scene.host.id.clone();
+    let host = scene.world.store.read(move |tx| host::find(tx, &id)).await.unwrap().unwrap();
+    assert_eq!(host.memory_reserved_mib, scene.sandbox.memory_mib);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_may_not_wake_or_has_no_quota_stays_asleep() {
+    let scene = Scene::new().await;
+    publish(&scene, "public").await;
+    pause(&scene, false).await;
+    assert_eq!(visit(&scene, true).await.state, "paused");
+    assert_eq!((wanted(&scene).await.0.as_str(), concurrent(&scene).await), ("paused", 0));
+    let scene = Scene::new().await;
+    publish(&scene, "public").await;
+    pause(&scene, true).await;
+    // The last of the subjects refuses; what the others had already counted is taken back.
+    let limit = quota::Quota {
+        tenant_id: scene.owner.tenant.clone(),
+        subject: "external_user".into(),
+        subject_id: "user_42".into(),
+        max_sandboxes: None,
+        max_concurrent: Some(0),
+        max_vcpus: None,
+        max_memory_mib: None,
+        max_disk_mib: None,
+        max_credit_cents: None,
+        updated_us: 0,
+    };
+    scene.world.store.write(move |tx| quota::set(tx, &limit)).await.unwrap();
+    assert_eq!(visit(&scene, true).await.state, "paused");
+    assert_eq!((wanted(&scene).await, concurrent(&scene).await), (("paused".into(), 2), 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -245,25 +350,7 @@ async fn a_watching_edge_hears_of_keys_revocation_pause_and_removal() {
     assert_eq!(route.share_generation, 2);
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
     step(1_000_000);
-    let seen = sandbox::Observed {
-        id: scene.sandbox.id.clone(),
-        host_id: scene.host.id.clone(),
-        placement_epoch: 1,
-        state: "paused".into(),
-        state_reason: String::new(),
-        generation: 2,
-        local_seq: 0,
-        local_cause: String::new(),
-        execution_id: None,
-        changed_us: scene.world.clock.now_us(),
-        boot_path: String::new(),
-        boot_us: None,
-        started_us: None,
-        ready_us: None,
-        destroyed_us: None,
-    };
-    let now_us = scene.world.clock.now_us();
-    assert!(scene.world.store.write(move |tx| sandbox::record_observed(tx, &seen, now_us)).await.unwrap());
+    pause(&scene, true).await;
     scene.world.fleet.note_change();
     let RouteChange::Route(route) = next().await else { panic!("the pause") };
     assert_eq!((route.state.as_str(), route.execution.as_str()), ("paused", ""));

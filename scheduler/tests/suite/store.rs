@@ -116,6 +116,54 @@ fn concurrent_read_then_write_loses_no_update() {
 }
 
 #[test]
+fn a_panic_in_one_transaction_is_that_ones_alone() {
+    on_both(|store| async move {
+        let panics = |write: bool| {
+            let store = store.clone();
+            async move {
+                let sql = "INSERT INTO event (id, tenant_id, kind, data, created_us) VALUES ('e', 't', 'k', '{}', 1)";
+                let work = move |tx: &mut roost_scheduler::store::Tx<'_>| {
+                    if write {
+                        tx.execute(sql, params![])?;
+                    }
+                    if tx.query("SELECT id FROM event", params![])?.len() < 2 {
+                        panic!("on purpose");
+                    }
+                    Ok(())
+                };
+                if write { store.write(work).await } else { store.read(work).await }
+            }
+        };
+        for _ in 0..8 {
+            assert!(matches!(panics(true).await, Err(Error::Panicked)));
+            assert!(matches!(panics(false).await, Err(Error::Panicked)));
+        }
+        let left = store.read(|tx| tx.query("SELECT id FROM event", params![])).await.unwrap();
+        assert!(left.is_empty());
+    });
+}
+
+#[test]
+fn a_lost_connection_is_replaced() {
+    on_both_settings(|settings| {
+        if !matches!(settings, Settings::Postgres { .. }) {
+            return;
+        }
+        let store = Store::open(settings).unwrap();
+        runtime().block_on(async {
+            let others = "SELECT CAST(COUNT(pg_terminate_backend(pid)) AS BIGINT) AS n FROM pg_stat_activity
+                WHERE datname = current_database() AND pid <> pg_backend_pid()";
+            let ended = store.write(move |tx| tx.query_one("backends", others, params![])).await.unwrap();
+            assert_eq!(ended.int("n").unwrap(), 5, "all connections but the one that asked");
+            for _ in 0..12 {
+                store.write(|tx| tx.query("SELECT id FROM event", params![])).await.unwrap();
+                store.read(|tx| tx.query("SELECT id FROM event", params![])).await.unwrap();
+            }
+        });
+    });
+}
+
+#[test]
 fn a_reader_cannot_write() {
     on_both(|store| async move {
         let refused = store.read(|tx| tx.execute("DELETE FROM event", params![])).await;
