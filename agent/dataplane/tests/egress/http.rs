@@ -200,3 +200,25 @@ fn http2_without_tls_is_inspected_like_any_other() {
         assert_eq!(lab.complete_rows(2).await[0].intent.scheme, Scheme::Http);
     });
 }
+
+#[test]
+fn d25_a_guest_that_asks_before_it_sends_is_told_to_go_on() {
+    lab::run(|lab| async move {
+        let upstream = Upstream::http(80).await;
+        let mut stream = lab.guest.connect("api.example.com", 80).await;
+        let answer = lab.guest.run(async move {
+            let head = "POST / HTTP/1.1\r\nHost: api.example.com\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut told = [0; 25];
+            stream.read_exact(&mut told).await.unwrap();
+            assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+            stream.write_all(b"body").await.unwrap();
+            let mut status = [0; 12];
+            stream.read_exact(&mut status).await.unwrap();
+            status.to_vec()
+        });
+        assert_eq!(answer.await, b"HTTP/1.1 200");
+        let seen = upstream.seen().remove(0);
+        assert_eq!((&seen.body[..], seen.headers.contains_key("expect")), (&b"body"[..], false));
+    });
+}

@@ -255,3 +255,6 @@ fn aborted_line(event: Ulid) -> Vec<u8> {
         detail: None,
     }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -154,3 +154,76 @@ impl Authority {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa};
+
+    use super::*;
+    use crate::egress::Host;
+    use crate::egress::tls::Leaves;
+
+    fn root() -> Issuer<'static, KeyPair> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Issuer::new(params, KeyPair::generate().unwrap())
+    }
+
+    /// The agent puts a certificate for the request of `from` into `to`.
+    fn issue(root: &Issuer<'static, KeyPair>, from: &Path, to: &Path, valid_for: time::Duration) {
+        let request = std::fs::read_to_string(from.join("egress-ca.csr")).unwrap();
+        let mut request = CertificateSigningRequestParams::from_pem(&request).unwrap();
+        request.params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        request.params.not_after = OffsetDateTime::now_utc() + valid_for;
+        std::fs::write(to.join("egress-ca.pem"), request.signed_by(root).unwrap().pem()).unwrap();
+    }
+
+    #[test]
+    fn a_certificate_of_another_key_and_rubbish_do_not_replace_the_former() {
+        let (root, own, other) = (root(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let authority = Authority::open(own.path()).unwrap();
+        assert!(authority.find_signer().is_none(), "not joined yet");
+        issue(&root, own.path(), own.path(), time::Duration::days(7));
+        authority.load_logged();
+        assert_eq!(authority.find_signer().unwrap().number, 1);
+
+        Authority::open(other.path()).unwrap();
+        issue(&root, other.path(), own.path(), time::Duration::days(7));
+        assert!(matches!(authority.load(), Err(Error::OtherKey(_))));
+        std::fs::write(own.path().join("egress-ca.pem"), "rubbish").unwrap();
+        assert!(matches!(authority.load(), Err(Error::Empty(_))));
+        authority.load_logged();
+        assert_eq!(authority.find_signer().unwrap().number, 1);
+        issue(&root, own.path(), own.path(), time::Duration::days(7));
+        authority.load_logged();
+        assert_eq!(authority.find_signer().unwrap().number, 2, "renewed with the same key");
+    }
+
+    #[test]
+    fn an_expired_certificate_signs_nothing() {
+        let (root, own) = (root(), tempfile::tempdir().unwrap());
+        let authority = Authority::open(own.path()).unwrap();
+        issue(&root, own.path(), own.path(), time::Duration::hours(-1));
+        authority.load_logged();
+        assert!(authority.find_signer().is_none());
+    }
+
+    #[test]
+    fn leaves_are_kept_made_anew_for_a_new_authority_and_never_outlive_it() {
+        let (root, own) = (root(), tempfile::tempdir().unwrap());
+        let authority = Authority::open(own.path()).unwrap();
+        issue(&root, own.path(), own.path(), time::Duration::hours(2));
+        authority.load_logged();
+        let leaves = Leaves::new(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+        let (host, signer) = (Host::parse("api.example.com").unwrap(), authority.find_signer().unwrap());
+        assert!(leaves.find(&host, &signer).is_none());
+        let made = leaves.make(&host, &signer).unwrap();
+        assert!(Arc::ptr_eq(&leaves.find(&host, &signer).unwrap(), &made));
+        assert_eq!(made.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+        authority.load_logged();
+        let renewed = authority.find_signer().unwrap();
+        assert!(leaves.find(&host, &renewed).is_none(), "another authority, another leaf");
+        let params = crate::egress::tls::leaf_params(&host, &renewed).unwrap();
+        assert!(params.not_after <= renewed.not_after);
+    }
+}

@@ -101,7 +101,7 @@ impl Leaves {
     }
 }
 
-fn leaf_params(host: &Host, signer: &Signer) -> Result<CertificateParams, rcgen::Error> {
+pub(crate) fn leaf_params(host: &Host, signer: &Signer) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new([host.as_str().to_owned()])?;
     params.distinguished_name = DistinguishedName::new();
     if host.as_str().len() <= COMMON_NAME_BYTES_MAX {

@@ -33,6 +33,8 @@ pub(crate) use authority::Authority;
 pub use authority::Error as AuthorityError;
 use hello::read_hello;
 pub(crate) use leaf::Leaves;
+#[cfg(test)]
+use leaf::leaf_params;
 pub use upstream::{Error as UpstreamError, UpstreamRoots};
 pub(crate) use upstream::{Offer, Sessions, UpstreamTls};
 

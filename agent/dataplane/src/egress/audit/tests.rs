@@ -1,0 +1,155 @@
+//! Journals over restarts, rotations, full disks and callers that go away.
+
+use std::collections::HashMap;
+
+use super::*;
+
+const SMALL: Limits = Limits {
+    segment_bytes: 1,
+    segment_age: Duration::from_secs(3600),
+    total_bytes: 1 << 20,
+    drop_oldest: false,
+};
+
+fn subject(local: bool) -> Arc<Subject> {
+    let (execution, sandbox) = ("exe_test".to_owned(), "sbx_test".to_owned());
+    Arc::new(Subject { execution, sandbox, local, detached: AtomicBool::new(false) })
+}
+
+fn call(host: &str) -> Call<'_> {
+    Call { scheme: Scheme::Tcp, host, port: 1, method: None, path: None, secrets: Vec::new() }
+}
+
+/// How often each event was begun and completed, by what its completions say.
+fn events(journal: &Path) -> HashMap<String, (usize, Vec<Option<String>>)> {
+    let mut events: HashMap<String, (usize, Vec<Option<String>>)> = HashMap::new();
+    for entry in std::fs::read_dir(journal).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "jsonl") {
+            continue;
+        }
+        for line in std::fs::read_to_string(path).unwrap().lines() {
+            match serde_json::from_str(line).unwrap() {
+                Record::Intent(intent) => events.entry(intent.event_id).or_default().0 += 1,
+                Record::Completion(completion) => {
+                    events.entry(completion.event_id).or_default().1.push(completion.rejected_by);
+                }
+            }
+        }
+    }
+    events
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < deadline, "gave up waiting for {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn f3_an_open_call_survives_rotation_and_is_aborted_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = directory.path().join("shipped");
+    let audit = Audit::open_with(directory.path(), SMALL, SMALL).unwrap();
+    let open = audit.begin(&subject(false), call("open.example")).await.unwrap();
+    // Every further record begins a segment of its own.
+    for _ in 0..10 {
+        audit
+            .reject(&subject(false), call("other.example"), Outcome::rejected(reason::POLICY))
+            .await
+            .unwrap();
+    }
+    until("all rows", || {
+        events(&journal).values().map(|(_, completions)| completions.len()).sum::<usize>() == 10
+    })
+    .await;
+    // The process dies: nothing is dropped in order.
+    std::mem::forget(open);
+    let segments = || segment::list_segments(&journal).unwrap();
+    assert!(segments().len() >= 10, "{}", segments().len());
+    // Even when the segment of the intent is shipped and gone.
+    segment::remove_segment(&journal, segments()[1]).unwrap();
+    for _ in 0..3 {
+        drop(Audit::open_with(directory.path(), SMALL, SMALL).unwrap());
+    }
+    let all = events(&journal);
+    let aborted =
+        all.values().filter(|(_, completions)| completions.contains(&Some("aborted".to_owned()))).count();
+    assert_eq!(aborted, 1);
+    assert!(all.values().all(|(_, completions)| completions.len() <= 1), "{all:?}");
+}
+
+#[tokio::test]
+async fn f2_a_full_journal_refuses_calls_and_keeps_their_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = directory.path().join("shipped");
+    let limits = Limits { total_bytes: 2000, segment_bytes: 1 << 20, ..SMALL };
+    let audit = Audit::open_with(directory.path(), limits.clone(), limits).unwrap();
+    let mut pending = Vec::new();
+    let error = loop {
+        match audit.begin(&subject(false), call("a.example")).await {
+            Ok(call) => pending.push(call),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::Full(bytes) if bytes >= 2000), "{error}");
+    assert!(pending.len() > 5);
+    let count = pending.len();
+    for call in pending {
+        call.finish(Outcome::allowed(200));
+    }
+    until("their ends", || events(&journal).values().all(|(_, completions)| completions.len() == 1)).await;
+    assert_eq!(events(&journal).len(), count, "what was refused left no trace");
+    assert!(
+        audit.begin(&subject(true), call("a.example")).await.is_ok(),
+        "the operator's own journal is another"
+    );
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_while_it_waits_leaves_a_whole_row_or_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = directory.path().join("shipped");
+    let limits = Limits { segment_bytes: 1 << 20, ..SMALL };
+    let audit = Audit::open_with(directory.path(), limits.clone(), limits).unwrap();
+    for round in 0..200u32 {
+        let subject = subject(false);
+        let begin = audit.begin(&subject, call("a.example"));
+        tokio::pin!(begin);
+        // Polled a few times, then dropped at whatever point it is.
+        for _ in 0..round % 4 {
+            if futures::poll!(&mut begin).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    audit.reject(&subject(false), call("last.example"), Outcome::rejected(reason::POLICY)).await.unwrap();
+    let whole = || {
+        let all = events(&journal);
+        !all.is_empty() && all.values().all(|(intents, completions)| (*intents, completions.len()) == (1, 1))
+    };
+    until("whole rows only", whole).await;
+}
+
+#[tokio::test]
+async fn the_operator_s_own_journal_forgets_its_oldest() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = directory.path().join("local");
+    let limits = Limits { total_bytes: 2000, segment_bytes: 500, drop_oldest: true, ..SMALL };
+    let audit = Audit::open_with(directory.path(), limits.clone(), limits).unwrap();
+    for index in 0..100 {
+        let host = format!("n{index}.example");
+        audit.reject(&subject(true), call(&host), Outcome::rejected(reason::POLICY)).await.unwrap();
+    }
+    let bytes = || -> u64 {
+        let sizes = segment::list_segments(&journal).unwrap().into_iter();
+        sizes
+            .filter_map(|name| std::fs::metadata(segment::records_path(&journal, name)).ok())
+            .map(|m| m.len())
+            .sum()
+    };
+    until("a bounded journal", || bytes() < 4000).await;
+}
