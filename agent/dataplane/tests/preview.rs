@@ -3,7 +3,10 @@
 //! Names begin with the id of the attack or requirement they are about.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
-#![allow(clippy::disallowed_methods, reason = "the test is the browser and the operator, and dials on loopback")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the test is the browser and the operator, and dials on loopback"
+)]
 
 mod support;
 
@@ -31,7 +34,9 @@ use support::scheduler::{PREVIEW, Scheduler, TENANT, claims};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const HOST: &str = "3000-shop.sandbox.test";
-const EDGE_URI: &str = "roost://host/host_01d39zy06fgsctvn4t2v9pkhfz/edge";
+const OWNER: &str = "host_01d39zy06fgsctvn4t2v9pkhfz";
+const OTHER: &str = "host_02d39zy06fgsctvn4t2v9pkhfz";
+const THIRD: &str = "host_03d39zy06fgsctvn4t2v9pkhfz";
 const HTML: (&str, &str) = ("accept", "text/html,application/xhtml+xml,*/*;q=0.8");
 const COOKIE: &str = "__Host-miosa_pv";
 
@@ -41,11 +46,33 @@ struct Stage {
     agent: Agent,
     namespace: Namespace,
     scheduler: Scheduler,
+    scheduler_address: SocketAddr,
+    fleet: Fleet,
     browser: Browser,
     app: App,
     guest: FakeGuest,
     execution: ExecutionId,
     sandbox: SandboxId,
+}
+
+/// An edge of a host of the fleet, with the certificates that joining brings.
+fn start_edge(fleet: &Fleet, scheduler: SocketAddr, host: &str, more: &str) -> (Dataplane, SocketAddr) {
+    let address: SocketAddr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let settings = format!(
+        "[scheduler]\naddress = \"{scheduler}\"\n[preview]\nlisten = [\"{address}\", \"[::1]:{}\"]\n{more}",
+        address.port()
+    );
+    let process = Dataplane::start("edge", &settings);
+    let directory = process.directory().join("state");
+    let request = std::fs::read_to_string(directory.join("edge.csr")).unwrap();
+    let name = format!("edge.{host}.roost.internal");
+    let certificate = fleet.sign(&request, &[&name], Some(&format!("roost://host/{host}/edge")));
+    std::fs::write(directory.join("edge.pem"), certificate).unwrap();
+    std::fs::write(directory.join("roots.pem"), &fleet.root_pem).unwrap();
+    let leaf = fleet.leaf(&["*.sandbox.test", "*.preview.test"], None);
+    std::fs::write(directory.join("preview.key"), &leaf.key_pem).unwrap();
+    std::fs::write(directory.join("preview.pem"), &leaf.certificate_pem).unwrap();
+    (process, address)
 }
 
 impl Stage {
@@ -57,12 +84,7 @@ impl Stage {
         let fleet = Fleet::new();
         let (scheduler, at) = Scheduler::start(&fleet).await;
         scheduler.set_lease_ms(lease_ms);
-        let address: SocketAddr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let settings = format!(
-            "[scheduler]\naddress = \"{at}\"\n[preview]\nlisten = [\"{address}\", \"[::1]:{}\"]\n{more}",
-            address.port()
-        );
-        let process = Dataplane::start("edge", &settings);
+        let (process, address) = start_edge(&fleet, at, OWNER, more);
         let namespace = Namespace::new();
         let app = App::default();
         app.serve(namespace.listen(3000));
@@ -74,15 +96,20 @@ impl Stage {
         let reply = agent.call(agent::claim(execution, "token", Duration::from_secs(20)), vec![]).await;
         assert!(matches!(reply, Reply::Claimed(_)), "{reply:?}");
 
-        let directory = process.directory().join("state");
-        let request = std::fs::read_to_string(directory.join("edge.csr")).unwrap();
-        std::fs::write(directory.join("edge.pem"), fleet.sign(&request, &["edge"], Some(EDGE_URI))).unwrap();
-        std::fs::write(directory.join("roots.pem"), &fleet.root_pem).unwrap();
-        let leaf = fleet.leaf(&["*.sandbox.test", "*.preview.test"], None);
-        std::fs::write(directory.join("preview.key"), &leaf.key_pem).unwrap();
-        std::fs::write(directory.join("preview.pem"), &leaf.certificate_pem).unwrap();
         let browser = Browser::new(address, &fleet.root_pem);
-        let stage = Self { process, agent, namespace, scheduler, browser, app, guest, execution, sandbox };
+        let stage = Self {
+            process,
+            agent,
+            namespace,
+            scheduler,
+            scheduler_address: at,
+            fleet,
+            browser,
+            app,
+            guest,
+            execution,
+            sandbox,
+        };
         stage.scheduler.set(stage.route());
         eventually("the edge has certificates, routes and keys", || async {
             stage.browser.connect(HOST, "http/1.1").await.ok()?;
@@ -572,6 +599,7 @@ async fn a_visitor_who_was_admitted_wakes_the_sandbox_and_waits() {
     let (browser, token) = (stage.browser.clone(), stage.scheduler.token(600));
     let waiting =
         tokio::spawn(async move { browser.get(HOST, "/woken", &[("x-miosa-preview-token", &token)]).await });
+    // Slow on purpose: long enough for an answer that does not wait.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!waiting.is_finished());
     let next = agent::execution();
@@ -689,6 +717,60 @@ async fn previews_are_served_over_ipv6_and_drain_when_asked_to_stop() {
     let stopping = tokio::task::spawn_blocking(move || stage.process.stop());
     assert_eq!(slow.await.unwrap().status, StatusCode::OK);
     assert!(stopping.await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d12_any_edge_takes_any_preview_and_carries_it_to_its_owner_once() {
+    let gateway: SocketAddr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut stage = Stage::with(&format!("[gateway]\nlisten = \"{gateway}\"\n"), 30_000).await;
+    let owned =
+        RouteEntry { owner_host_id: OWNER.into(), owner_address: gateway.to_string(), ..stage.route() };
+    stage.scheduler.set(owned.clone());
+    let owner = stage.browser.clone();
+    // Another host, on which this sandbox is not.
+    let (second, address) = start_edge(&stage.fleet, stage.scheduler_address, OTHER, "");
+    stage.browser = Browser::new(address, &stage.fleet.root_pem);
+    let token = stage.scheduler.token(600);
+    eventually("the second edge serves", || async {
+        stage.browser.connect(HOST, "http/1.1").await.ok()?;
+        (stage.with_token(&token).await.status == StatusCode::OK).then_some(())
+    })
+    .await;
+
+    let spoofed = [("x-miosa-preview-token", token.as_str()), ("x-roost-client", "10.9.9.9")];
+    let page = stage.browser.get(HOST, "/hostile?x=1", &spoofed).await;
+    assert_eq!((page.status, page.header("x-own")), (StatusCode::OK, "kept"));
+    let policies = page.headers.get_all("content-security-policy").iter().count();
+    assert_eq!(policies, 2, "the owner's word, once");
+    let seen = stage.app.last();
+    assert_eq!(
+        (seen.line.as_str(), &seen.headers["x-forwarded-for"]),
+        ("GET /hostile?x=1", &"127.0.0.1".parse().unwrap())
+    );
+    assert!(!format!("{seen:?}").contains("Ab3dEf7h1J") && !seen.headers.contains_key("x-roost-client"));
+    assert_eq!(owner.get(HOST, "/", &spoofed).await.status, StatusCode::OK);
+    assert_eq!(stage.app.last().headers["x-forwarded-for"], "127.0.0.1");
+
+    let body = Bytes::from(vec![9; 2 * 1024 * 1024]);
+    let upload =
+        Request::post("/big").header(spoofed[0].0, spoofed[0].1).body(Full::from(body.clone())).unwrap();
+    assert!(stage.browser.fetch(HOST, upload).await.body == body);
+    let mut socket = stage.websocket("/ws", &spoofed).await.unwrap();
+    echo(&mut socket).await;
+    assert_eq!(stage.with_token("").await.code(), "token_missing");
+
+    // At the address of a third host another one answers: it gets no request.
+    stage.scheduler.set(RouteEntry { owner_host_id: THIRD.into(), ..owned.clone() });
+    eventually("the move is known", || async {
+        let page = stage.with_token(&token).await;
+        (page.status == StatusCode::SERVICE_UNAVAILABLE).then(|| assert_eq!(page.code(), "starting"))
+    })
+    .await;
+    echo(&mut socket).await;
+    stage.scheduler.set(RouteEntry { share_generation: 2, ..owned });
+    time_to_end(&mut socket).await;
+    assert_eq!(stage.with_token(&token).await.code(), "token_revoked");
+    assert!(second.stop().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

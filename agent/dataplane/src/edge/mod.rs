@@ -4,6 +4,7 @@
 
 mod handler;
 mod metrics;
+mod network;
 mod ports;
 pub mod preview;
 mod run;

@@ -9,11 +9,12 @@ use roost_daemon::{packet, shutdown};
 use tokio::net::TcpListener;
 
 use super::metrics::{self, PreviewMetrics};
-use super::preview::{BadBrand, Previews, SchedulerRoutes};
+use super::network::{Served, serve_network};
+use super::preview::{BadBrand, Door, Previews, SchedulerRoutes};
 use super::{EdgeHandler, Ports};
 use crate::config::Settings;
 use crate::control::{self, Role};
-use crate::guest::{Guests, serve_network};
+use crate::guest::Guests;
 use crate::identity::{self, Identity};
 
 // Only the agent, which is root, and the process itself open the control socket.
@@ -51,11 +52,11 @@ pub async fn run(settings: Settings, ports: Ports) -> Result<(), Error> {
         let listener = health::bind(address).await?;
         tokio::spawn(health::serve(listener, health.clone(), Arc::new(registry), shutdown.clone()));
     }
+    let previews = start_previews(&settings, ports.previews, &identity, &guests, metrics, &shutdown)?;
     if let Some(listener) = ports.gateway {
-        let serving = serve_network(take_over(listener)?, identity.clone(), guests.clone(), shutdown.clone());
-        shutdown.spawn(serving);
+        let served = Served { guests: guests.clone(), previews };
+        shutdown.spawn(serve_network(take_over(listener)?, identity, served, shutdown.clone()));
     }
-    start_previews(&settings, ports.previews, identity, guests.clone(), metrics, &shutdown)?;
     let handler = Arc::new(EdgeHandler::new(guests.clone(), shutdown.clone()));
     let agents = packet::listen(&settings.process.control_socket, CONTROL_MODE)?;
     let agent_uid = settings.process.agent_uid;
@@ -75,21 +76,29 @@ pub async fn run(settings: Settings, ports: Ports) -> Result<(), Error> {
 fn start_previews(
     settings: &Settings,
     listeners: Vec<StdTcpListener>,
-    identity: Arc<Identity>,
-    guests: Arc<Guests>,
+    identity: &Arc<Identity>,
+    guests: &Arc<Guests>,
     metrics: PreviewMetrics,
     shutdown: &Shutdown,
-) -> Result<(), Error> {
+) -> Result<Option<Arc<Door>>, Error> {
     let (Some(preview), Some(scheduler)) = (&settings.preview, &settings.scheduler) else {
-        return Ok(());
+        return Ok(None);
     };
-    let source = SchedulerRoutes::new(identity, scheduler.address.clone());
-    let previews = Previews::new(&settings.process.directory, preview, source.clone(), guests, metrics)?;
+    let source = SchedulerRoutes::new(identity.clone(), scheduler.address.clone());
+    let previews = Previews::new(
+        &settings.process.directory,
+        preview,
+        source.clone(),
+        guests.clone(),
+        identity.clone(),
+        metrics,
+    )?;
     tokio::spawn(source.clone().keep_connected());
     tokio::spawn(source.follow(previews.routes.clone(), previews.verifier.clone()));
     let listeners = listeners.into_iter().map(take_over).collect::<Result<_, _>>()?;
+    let door = previews.door.clone();
     previews.serve(listeners, shutdown);
-    Ok(())
+    Ok(Some(door))
 }
 
 fn take_over(listener: StdTcpListener) -> Result<TcpListener, Error> {

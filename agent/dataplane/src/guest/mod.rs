@@ -8,7 +8,6 @@ pub mod dial;
 mod forward;
 mod gateway;
 mod link;
-mod network;
 mod relay;
 mod serve;
 mod socket_pool;
@@ -28,7 +27,6 @@ pub use dial::{Dialler, Error as DialError, GuestStream, Traffic, WhenRefused};
 pub use forward::ForwardStream;
 pub use gateway::{GatewayService, Scope};
 pub use link::Link;
-pub use network::serve_network;
 pub use serve::serve_stream;
 pub use socket_pool::SOCKETS_MAX;
 

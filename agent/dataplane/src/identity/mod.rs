@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 pub use files::ensure_request;
 pub(crate) use files::stamp;
-pub use tls::{SCHEDULER_URI, find_peer_uri};
+pub use tls::{Caller, find_caller};
 
 use crate::control::Role;
 use files::Stamp;
@@ -54,6 +54,10 @@ pub struct Identity {
 pub struct Credentials {
     /// For serving the fleet: HTTP/2, clients must have a certificate of the fleet.
     pub server: Arc<rustls::ServerConfig>,
+    /// For calling another host of the fleet: HTTP/1.1, with this process's own certificate.
+    pub client: Arc<rustls::ClientConfig>,
+    /// The host this process is of, as its certificate says.
+    pub host_id: Option<String>,
     chain_pem: Vec<u8>,
     key_pem: zeroize::Zeroizing<Vec<u8>>,
     roots_pem: Vec<u8>,

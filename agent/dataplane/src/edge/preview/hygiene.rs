@@ -37,6 +37,27 @@ pub(super) struct Client<'a> {
     pub authority: &'a str,
 }
 
+/// Where the edge that a request came in at tells its client to the edge it belongs to.
+pub(super) const RELAYED_CLIENT: HeaderName = HeaderName::from_static("x-roost-client");
+
+/// Makes a client's headers fit for the edge of another host, which judges them again: credentials stay.
+pub(super) fn prepare_relay(headers: &mut HeaderMap, client: IpAddr) -> Result<(), Nominated> {
+    if nominated(headers).iter().any(|name| NEVER_NOMINATED.contains(&name.as_str())) {
+        return Err(Nominated);
+    }
+    remove_hop_by_hop(headers);
+    headers.remove(EXPECT);
+    if let Ok(client) = HeaderValue::from_str(&client.to_string()) {
+        headers.insert(RELAYED_CLIENT, client);
+    }
+    Ok(())
+}
+
+/// Makes the answer of another host's edge fit for the browser: it was made so already.
+pub(super) fn prepare_relayed(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
+}
+
 /// Makes a client's headers fit for the guest.
 pub(super) fn prepare_request(headers: &mut HeaderMap, client: Client<'_>) -> Result<(), Nominated> {
     if nominated(headers).iter().any(|name| NEVER_NOMINATED.contains(&name.as_str())) {

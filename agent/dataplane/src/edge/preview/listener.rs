@@ -9,6 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::{HeaderMap, Request};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -21,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificate::PreviewCertificate;
-use super::service::PreviewService;
+use super::service::{PreviewService, Visitor};
 
 const CONNECTIONS_MAX: usize = 8192;
 const CONNECTIONS_PER_CLIENT_MAX: usize = 512;
@@ -43,7 +45,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What all listeners share.
 #[derive(Debug)]
-pub(super) struct Door {
+pub struct Door {
     certificate: Arc<PreviewCertificate>,
     service: Arc<PreviewService>,
     places: Arc<Semaphore>,
@@ -107,16 +109,26 @@ impl Door {
         let handshake = TlsAcceptor::from(config).accept(stream);
         // A client that does not finish its handshake is no event.
         let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await else { return };
-        if let Err(error) = self.serve_http(stream, peer, shutdown).await {
+        let visitor = Visitor::browser(peer.ip());
+        if let Err(error) = self.serve_http(stream, move |_| visitor, &shutdown).await {
             tracing::debug!(%peer, error, "a browser's connection broke");
+        }
+    }
+
+    /// Serves requests that came in at another host, on a connection of its edge.
+    pub async fn serve_relayed(&self, stream: TlsStream<TcpStream>, shutdown: &Shutdown) {
+        let Ok(peer) = stream.get_ref().0.peer_addr() else { return };
+        let visitor = move |headers: &HeaderMap| Visitor::relayed(headers, peer.ip());
+        if let Err(error) = self.serve_http(stream, visitor, shutdown).await {
+            tracing::debug!(%peer, error, "the connection of another host's edge broke");
         }
     }
 
     async fn serve_http(
         &self,
         stream: TlsStream<TcpStream>,
-        peer: SocketAddr,
-        shutdown: Shutdown,
+        visitor: impl Fn(&HeaderMap) -> Visitor + Send + Sync + Copy,
+        shutdown: &Shutdown,
     ) -> Result<(), String> {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
@@ -135,9 +147,9 @@ impl Door {
             .max_send_buf_size(SEND_BUFFER_BYTES)
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT);
-        let service = service_fn(|request| {
-            let service = self.service.clone();
-            async move { Ok::<_, Infallible>(service.serve(request, peer).await) }
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (service, visitor) = (self.service.clone(), visitor(request.headers()));
+            async move { Ok::<_, Infallible>(service.serve(request, visitor).await) }
         });
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);

@@ -9,6 +9,7 @@ mod certificate;
 mod credential;
 mod hygiene;
 mod listener;
+mod owner;
 mod page;
 mod route;
 mod scheduler;
@@ -26,6 +27,7 @@ use tokio::net::TcpListener;
 
 pub use certificate::PreviewCertificate;
 pub use credential::BadBrand;
+pub use listener::Door;
 pub use route::{RouteTable, Routes, Unavailable};
 pub use scheduler::SchedulerRoutes;
 pub use verify::Verifier;
@@ -33,8 +35,9 @@ pub use verify::Verifier;
 use crate::config;
 use crate::edge::metrics::PreviewMetrics;
 use crate::guest::Guests;
+use crate::identity::Identity;
 use credential::Names;
-use listener::Door;
+use owner::Owners;
 use service::PreviewService;
 use upstream::Upstream;
 
@@ -46,8 +49,10 @@ const LAPSE_INTERVAL: Duration = Duration::from_millis(500);
 pub struct Previews {
     pub routes: Arc<RouteTable>,
     pub verifier: Arc<Verifier>,
+    /// Where requests come in.
+    pub door: Arc<Door>,
     certificate: Arc<PreviewCertificate>,
-    service: Arc<PreviewService>,
+    upstream: Arc<Upstream>,
 }
 
 impl Previews {
@@ -56,6 +61,7 @@ impl Previews {
         settings: &config::Preview,
         source: Arc<dyn Routes>,
         guests: Arc<Guests>,
+        identity: Arc<Identity>,
         metrics: PreviewMetrics,
     ) -> Result<Self, BadBrand> {
         let routes = RouteTable::new(source);
@@ -67,16 +73,19 @@ impl Previews {
             routes: routes.clone(),
             guests,
             metrics,
+            owners: Owners::new(identity),
             upstream: Upstream::new(),
         };
         let certificate = PreviewCertificate::new(directory, settings);
-        Ok(Self { routes, verifier, certificate, service: Arc::new(service) })
+        let (upstream, service) = (service.upstream.clone(), Arc::new(service));
+        let door = Door::new(certificate.clone(), service);
+        Ok(Self { routes, verifier, certificate, upstream, door })
     }
 
     /// Serves the listeners until the shutdown is requested.
     pub fn serve(self, listeners: Vec<TcpListener>, shutdown: &Shutdown) {
         tokio::spawn(self.certificate.clone().keep_current());
-        tokio::spawn(self.service.upstream.clone().close_unused());
+        tokio::spawn(self.upstream.close_unused());
         let routes = self.routes;
         tokio::spawn(async move {
             loop {
@@ -84,9 +93,8 @@ impl Previews {
                 routes.end_lapsed();
             }
         });
-        let door = Door::new(self.certificate, self.service);
         for listener in listeners {
-            shutdown.spawn(door.clone().serve(listener, shutdown.clone()));
+            shutdown.spawn(self.door.clone().serve(listener, shutdown.clone()));
         }
     }
 }

@@ -60,6 +60,9 @@ pub struct Route {
     pub generation: u64,
     pub tenant: String,
     pub branding: Branding,
+    /// The host the sandbox is on, and where its edge is called.
+    pub owner_host: String,
+    pub owner_address: String,
     /// Cancelled when streams that were admitted under this route must end.
     pub ended: CancellationToken,
 }
@@ -261,6 +264,8 @@ impl From<RouteEntry> for Route {
             port: u16::try_from(entry.port).unwrap_or(0),
             // Anything but the one word is private.
             is_public: entry.visibility == "public",
+            owner_host: entry.owner_host_id,
+            owner_address: entry.owner_address,
             preview: entry.preview_id,
             sandbox: entry.sandbox,
             state: entry.state,

@@ -3,7 +3,7 @@
 //! host -> route -> admit -> clean address and cookie, or forward. Every refusal is a page of ours and says nothing
 //! that the visitor may not know: whether a preview exists is told before who may see it, its state after.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use http::header::{
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use roost_daemon::clock;
 use roost_domain::host_name::Host;
 use roost_domain::limits::is_publishable_port;
@@ -22,10 +23,11 @@ use roost_domain::token::Scope;
 use super::admit::{self, Admission};
 use super::credential::{Names, Source};
 use super::hygiene::{self, Client};
+use super::owner::Owners;
 use super::page::{self, Branding, Problem};
 use super::route::{Route, RouteTable};
 use super::stream::{Ending, PreviewBody, guarded, tunnel, whole};
-use super::upstream::Upstream;
+use super::upstream::{Answer, Upstream};
 use super::verify::Verifier;
 use crate::config::CookieIsolation;
 use crate::edge::metrics::PreviewMetrics;
@@ -48,6 +50,7 @@ pub(super) struct PreviewService {
     pub guests: Arc<Guests>,
     pub upstream: Arc<Upstream>,
     pub metrics: PreviewMetrics,
+    pub owners: Owners,
 }
 
 /// A refusal and whose page it is.
@@ -62,6 +65,28 @@ impl From<Problem> for Refused {
     }
 }
 
+/// On whose behalf a request is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Visitor {
+    pub(super) address: IpAddr,
+    /// Whether it came in at another host: then it goes no further than this one.
+    pub(super) is_relayed: bool,
+}
+
+impl Visitor {
+    /// A browser's own connection.
+    pub(super) fn browser(address: IpAddr) -> Self {
+        Self { address, is_relayed: false }
+    }
+
+    /// The browser that an edge names as its client.
+    pub(super) fn relayed(headers: &HeaderMap, edge: IpAddr) -> Self {
+        let named = headers.get(hygiene::RELAYED_CLIENT).and_then(|value| value.to_str().ok());
+        let address = named.and_then(|text| text.parse().ok()).unwrap_or(edge);
+        Self { address, is_relayed: true }
+    }
+}
+
 /// What is asked for, under which name.
 struct Asked {
     host: Host,
@@ -71,10 +96,10 @@ struct Asked {
 }
 
 impl PreviewService {
-    /// Answers one request of a browser.
-    pub(super) async fn serve(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<PreviewBody> {
+    /// Answers one request of a browser, or of an edge on behalf of one.
+    pub(super) async fn serve(&self, request: Request<Incoming>, visitor: Visitor) -> Response<PreviewBody> {
         let is_page = page::wants_page(request.headers());
-        match self.answer(request, peer, is_page).await {
+        match self.answer(request, visitor, is_page).await {
             Ok(response) => {
                 self.metrics.count_answer(response.status());
                 response
@@ -90,7 +115,7 @@ impl PreviewService {
     async fn answer(
         &self,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        visitor: Visitor,
         is_page: bool,
     ) -> Result<Response<PreviewBody>, Refused> {
         let asked = Asked::of(&request)?;
@@ -103,12 +128,15 @@ impl PreviewService {
         }) {
             return self.redirect(&asked, request.uri(), admission).map_err(branded);
         }
-        let guest = self.find_guest(&asked.host, &route).await.map_err(branded)?;
         let ending = Ending {
             revoked: route.ended.clone(),
             expires_in: admission.map(|admission| remaining(admission.expires_s)),
         };
-        self.forward(request, &asked, &route, &guest, peer, ending).await.map_err(branded)
+        if !visitor.is_relayed && self.owners.is_elsewhere(&route) {
+            return self.relay(request, &asked, &route, visitor, ending).await.map_err(branded);
+        }
+        let guest = self.find_guest(&asked.host, &route).await.map_err(branded)?;
+        self.forward(request, &asked, &route, &guest, visitor, ending).await.map_err(branded)
     }
 
     async fn find_route(&self, host: &Host) -> Result<Arc<Route>, Problem> {
@@ -204,13 +232,14 @@ impl PreviewService {
         }
     }
 
+    /// To the server in the guest.
     async fn forward(
         &self,
         mut request: Request<Incoming>,
         asked: &Asked,
         route: &Route,
         guest: &Guest,
-        peer: SocketAddr,
+        visitor: Visitor,
         ending: Ending,
     ) -> Result<Response<PreviewBody>, Problem> {
         let browser = asked.is_websocket.then(|| hyper::upgrade::on(&mut request));
@@ -218,7 +247,7 @@ impl PreviewService {
         *request.uri_mut() = path.parse().map_err(|_| Problem::BadRequest)?;
         *request.version_mut() = Version::HTTP_11;
         let headers = request.headers_mut();
-        let client = Client { address: peer.ip(), authority: &asked.authority };
+        let client = Client { address: visitor.address, authority: &asked.authority };
         hygiene::prepare_request(headers, client).map_err(|_| Problem::BadRequest)?;
         self.names.strip(headers, self.isolation);
         if browser.is_some() {
@@ -226,26 +255,56 @@ impl PreviewService {
         }
         let execution = guest.attachment.load().execution;
         let answer = self.upstream.send(guest, (execution, route.port), request).await?;
-        let (mut response, place) = (answer.response, answer.place);
-        *response.version_mut() = Version::HTTP_11;
-        let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let is_websocket = is_switching && is_websocket(response.headers());
-        hygiene::prepare_response(
-            response.headers_mut(),
-            &route.branding.frame_ancestors,
-            &self.names.cookie,
-        );
-        match (browser, is_switching) {
-            (Some(browser), true) if is_websocket => {
-                let guest = hyper::upgrade::on(&mut response);
-                ask_for_websocket(response.headers_mut());
-                tunnel(browser, guest, ending, place);
-                Ok(response.map(|_| whole(Bytes::new())))
-            }
-            // Nobody asked for another protocol.
-            (_, true) => Err(Problem::AppBroke),
-            (_, false) => Ok(response.map(|body| guarded(body, ending))),
+        let (ancestors, cookie) = (&route.branding.frame_ancestors, &self.names.cookie);
+        hand_over(answer, browser, ending, |headers| hygiene::prepare_response(headers, ancestors, cookie))
+    }
+
+    /// To the edge of the host that the sandbox is on, which does everything else.
+    async fn relay(
+        &self,
+        mut request: Request<Incoming>,
+        asked: &Asked,
+        route: &Route,
+        visitor: Visitor,
+        ending: Ending,
+    ) -> Result<Response<PreviewBody>, Problem> {
+        let browser = asked.is_websocket.then(|| hyper::upgrade::on(&mut request));
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        *request.uri_mut() = path.parse().map_err(|_| Problem::BadRequest)?;
+        *request.version_mut() = Version::HTTP_11;
+        let headers = request.headers_mut();
+        hygiene::prepare_relay(headers, visitor.address).map_err(|_| Problem::BadRequest)?;
+        headers.insert(HOST, HeaderValue::from_str(&asked.authority).map_err(|_| Problem::BadRequest)?);
+        if browser.is_some() {
+            ask_for_websocket(headers);
         }
+        let answer = self.owners.send(route, request).await?;
+        hand_over(answer, browser, ending, hygiene::prepare_relayed)
+    }
+}
+
+/// Turns the other side's answer into ours: a body that can be cut off, or a tunnel if that was asked for.
+fn hand_over(
+    answer: Answer,
+    browser: Option<OnUpgrade>,
+    ending: Ending,
+    prepare: impl FnOnce(&mut HeaderMap),
+) -> Result<Response<PreviewBody>, Problem> {
+    let (mut response, place) = (answer.response, answer.place);
+    *response.version_mut() = Version::HTTP_11;
+    let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let is_websocket = is_switching && is_websocket(response.headers());
+    prepare(response.headers_mut());
+    match (browser, is_switching) {
+        (Some(browser), true) if is_websocket => {
+            let other = hyper::upgrade::on(&mut response);
+            ask_for_websocket(response.headers_mut());
+            tunnel(browser, other, ending, place);
+            Ok(response.map(|_| whole(Bytes::new())))
+        }
+        // Nobody asked for another protocol.
+        (_, true) => Err(Problem::AppBroke),
+        (_, false) => Ok(response.map(|body| guarded(body, ending, place))),
     }
 }
 

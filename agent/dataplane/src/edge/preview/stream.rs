@@ -52,8 +52,8 @@ impl Ending {
 }
 
 /// A guest's body, cut off when its reason is gone.
-pub(super) fn guarded(body: Incoming, ending: Ending) -> PreviewBody {
-    Guarded { body, ending: Box::pin(ending.come()) }.boxed_unsync()
+pub(super) fn guarded(body: Incoming, ending: Ending, place: Option<OwnedSemaphorePermit>) -> PreviewBody {
+    Guarded { body, ending: Box::pin(ending.come()), _place: place }.boxed_unsync()
 }
 
 /// A body of our own.
@@ -64,6 +64,7 @@ pub(super) fn whole(content: Bytes) -> PreviewBody {
 struct Guarded {
     body: Incoming,
     ending: Pin<Box<dyn Future<Output = ()> + Send>>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Body for Guarded {

@@ -1,7 +1,6 @@
-//! The gateway on the network: mutual TLS, and only the scheduler.
+//! The fleet's door: mutual TLS, for the scheduler's gateway calls and for previews that came in at another host.
 //!
-//! Owns the accept loop and its limits. A connection without the scheduler's identity is closed before a byte of
-//! HTTP is read.
+//! Owns the accept loop and its limits. A caller that is neither is closed before a byte of HTTP is read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +11,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use super::{GatewayService, Guests, Scope, serve_stream};
-use crate::identity::{Identity, SCHEDULER_URI, find_peer_uri};
+use super::preview::Door;
+use crate::guest::{GatewayService, Guests, Scope, serve_stream};
+use crate::identity::{Caller, Identity, find_caller};
 
-// Connections at once: a few for each replica of the scheduler.
-const CONNECTIONS_MAX: usize = 128;
+// Connections at once: a few for each replica of the scheduler, and one for each relayed request.
+const CONNECTIONS_MAX: usize = 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 // A failing accept (no descriptors left) must not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -29,17 +29,25 @@ enum Error {
     Slow,
     #[error("TLS handshake")]
     Handshake(#[source] std::io::Error),
-    #[error("caller is not the scheduler but {0:?}")]
-    Caller(Option<String>),
+    #[error("the caller may not call here")]
+    Caller,
     #[error("HTTP/2 connection")]
     Http(#[source] hyper::Error),
 }
 
-/// Serves the scheduler until the shutdown is requested.
-pub async fn serve_network(
+/// What the fleet may call.
+#[derive(Debug, Clone)]
+pub(super) struct Served {
+    pub guests: Arc<Guests>,
+    /// None on a host that serves no previews.
+    pub previews: Option<Arc<Door>>,
+}
+
+/// Serves the fleet until the shutdown is requested.
+pub(super) async fn serve_network(
     listener: TcpListener,
     identity: Arc<Identity>,
-    guests: Arc<Guests>,
+    served: Served,
     shutdown: Shutdown,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -59,9 +67,9 @@ pub async fn serve_network(
         let Ok(place) = places.clone().try_acquire_owned() else {
             continue;
         };
-        let (identity, guests, stop) = (identity.clone(), guests.clone(), shutdown.clone());
+        let (identity, served, stop) = (identity.clone(), served.clone(), shutdown.clone());
         shutdown.spawn(async move {
-            if let Err(error) = serve_connection(stream, &identity, guests, &stop).await {
+            if let Err(error) = serve_connection(stream, &identity, served, &stop).await {
                 tracing::info!(%peer, error = chain(&error), "gateway connection ended");
             }
             drop(place);
@@ -72,7 +80,7 @@ pub async fn serve_network(
 async fn serve_connection(
     stream: TcpStream,
     identity: &Identity,
-    guests: Arc<Guests>,
+    served: Served,
     shutdown: &Shutdown,
 ) -> Result<(), Error> {
     // Only delays small packets when it fails.
@@ -81,10 +89,15 @@ async fn serve_connection(
     let handshake = TlsAcceptor::from(credentials.server.clone()).accept(stream);
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
     let stream = handshake.map_err(|_| Error::Slow)?.map_err(Error::Handshake)?;
-    let caller = find_peer_uri(stream.get_ref().1);
-    if caller.as_deref() != Some(SCHEDULER_URI) {
-        return Err(Error::Caller(caller));
+    match (find_caller(stream.get_ref().1), served.previews) {
+        (Some(Caller::Scheduler), _) => {
+            let service = GatewayService::new(served.guests, Scope::NamedSandbox);
+            serve_stream(stream, service, shutdown.token().clone()).await.map_err(Error::Http)
+        }
+        (Some(Caller::Edge), Some(door)) => {
+            door.serve_relayed(stream, shutdown).await;
+            Ok(())
+        }
+        _ => Err(Error::Caller),
     }
-    let service = GatewayService::new(guests, Scope::NamedSandbox);
-    serve_stream(stream, service, shutdown.token().clone()).await.map_err(Error::Http)
 }
