@@ -7,4 +7,5 @@ mod vm_boot;
 mod vm_exec;
 mod vm_identity;
 mod vm_leftover;
+mod vm_sdk;
 mod vm_survive;
