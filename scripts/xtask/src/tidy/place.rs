@@ -11,6 +11,8 @@ const PROCESS_PLACES: &[&str] =
 const LIFTING_PLACES: &[&str] = &[
     "agent/src/host/",
     "agent/dataplane/src/guest/",
+    // The edge of another host of the fleet, at the address the scheduler names.
+    "agent/dataplane/src/edge/preview/owner.rs",
     "crates/dial/src/",
     "guest-init/src/exec",
     "guest-init/src/sys",
