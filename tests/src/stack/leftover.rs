@@ -15,6 +15,8 @@ use super::place::Place;
 use crate::poll;
 
 const NETNS_DIR: &str = "/run/netns";
+/// The user ids of the data plane and of VMMs.
+const UIDS: std::ops::RangeInclusive<u32> = 60_600..=61_183;
 const END_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Shared places before the stack started.
@@ -26,8 +28,18 @@ pub struct Baseline {
 
 impl Baseline {
     pub fn take() -> Self {
-        Self { shared_memory: names_in("/dev/shm"), interfaces: names_in("/sys/class/net") }
+        Self {
+            shared_memory: names_in("/dev/shm").into_iter().filter(|name| is_ours(name)).collect(),
+            interfaces: names_in("/sys/class/net"),
+        }
     }
+}
+
+/// Whether a process of ours could have made the file: other programs of the machine have some too.
+fn is_ours(name: &str) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let owner = std::fs::metadata(Path::new("/dev/shm").join(name)).map(|file| file.uid());
+    owner.is_ok_and(|uid| uid == 0 || UIDS.contains(&uid))
 }
 
 /// One line for each thing that is still there; empty is as it should be once a stack has stopped.

@@ -9,3 +9,4 @@ mod vm_identity;
 mod vm_leftover;
 mod vm_sdk;
 mod vm_survive;
+mod vm_tour;
