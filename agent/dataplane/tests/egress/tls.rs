@@ -8,9 +8,10 @@ use roost_domain::audit::{Action, Scheme};
 use roost_domain::host_name::Pattern;
 use roost_proto::dataplane::Origin;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 
-use crate::lab::{self, Lab, Options, PUBLIC, Upstream};
+use crate::lab::{self, Lab, Options, PUBLIC, Upstream, raw_tls};
 
 async fn api(lab: &Lab) -> Upstream {
     Upstream::https(&lab.upstream_root, &["api.example.com"], 443, &["h2", "http/1.1"]).await
@@ -246,5 +247,76 @@ fn d22_a_flood_of_new_names_is_stopped_at_the_rate_of_the_execution() {
         assert!(refused > 10, "{refused} of 160 refused");
         let limited = || lab.rows().iter().filter(|row| row.rejected_by() == Some("limit")).count();
         lab::eventually("a row for each", || (limited() == refused).then_some(())).await;
+    });
+}
+
+/// A broker that greets or answers, without any protocol by name.
+async fn broker(lab: &Lab, port: u16, greets: bool) {
+    raw_tls(&lab.upstream_root, &["broker.example.com"], port, move |mut stream| async move {
+        if greets {
+            stream.write_all(b"* OK ready\r\n").await.unwrap();
+        }
+        let mut asked = [0; 6];
+        stream.read_exact(&mut asked).await.unwrap();
+        stream.write_all(&asked).await.unwrap();
+        let _ = stream.shutdown().await;
+    })
+    .await;
+}
+
+#[test]
+fn f7_another_protocol_inside_tls_is_relayed_to_the_verified_upstream() {
+    lab::run(|lab| async move {
+        for (port, greets) in [(6380, false), (993, true)] {
+            broker(&lab, port, greets).await;
+            let mut stream = lab.guest.connect_tls("broker.example.com", port, &[]).await;
+            let heard = lab.guest.run(async move {
+                if greets {
+                    let mut banner = [0; 12];
+                    stream.read_exact(&mut banner).await.unwrap();
+                    assert_eq!(&banner, b"* OK ready\r\n");
+                }
+                stream.write_all(b"*1\r\n$4").await.unwrap();
+                let mut answer = [0; 6];
+                stream.read_exact(&mut answer).await.unwrap();
+                answer
+            });
+            assert_eq!(&heard.await, b"*1\r\n$4");
+        }
+        for row in lab.complete_rows(2).await {
+            let completion = row.completion.unwrap();
+            assert_eq!(
+                (row.intent.scheme, completion.action, completion.bytes_out),
+                (Scheme::Tls, Action::Tunnel, 6)
+            );
+        }
+    });
+}
+
+#[test]
+fn c16_another_protocol_inside_tls_needs_a_verified_upstream_as_well() {
+    lab::run(|lab| async move {
+        raw_tls(&lab.upstream_root, &["imposter.example.com"], 6380, |_| async {
+            panic!("the proxy must not accept this certificate");
+        })
+        .await;
+        let stream = lab.guest.connect_tls("broker.example.com", 6380, &[]).await;
+        assert_eq!(lab.guest.exchange(stream, "*1\r\n").await, b"");
+        assert_eq!(lab.only_row().await.1.rejected_by.as_deref(), Some("upstream_tls"));
+    });
+}
+
+#[test]
+fn http_without_a_protocol_by_name_is_inspected_even_when_it_comes_late() {
+    lab::run(|lab| async move {
+        Upstream::https(&lab.upstream_root, &["api.example.com"], 443, &[]).await;
+        let late = Upstream::https(&lab.upstream_root, &["api.example.com"], 9443, &[]).await;
+        let request = |port: &str| format!("GET / HTTP/1.1\r\nHost: other.example.com{port}\r\n\r\n");
+        let stream = lab.guest.connect_tls("api.example.com", 443, &[]).await;
+        assert!(lab.guest.exchange(stream, request("")).await.starts_with(b"HTTP/1.1 421"));
+        let stream = lab.guest.connect_tls("api.example.com", 9443, &[]).await;
+        lab::eventually("the dial for a silent guest", || (late.connections() == 1).then_some(())).await;
+        assert!(lab.guest.exchange(stream, request(":9443")).await.starts_with(b"HTTP/1.1 421"));
+        assert!(late.seen().is_empty());
     });
 }

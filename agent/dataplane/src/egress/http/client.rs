@@ -18,18 +18,15 @@ use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use roost_domain::audit::reason;
-use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 use super::body::RequestBody;
 use crate::egress::execution::TaskExecutor;
-use crate::egress::tls::{Offer, Sessions};
+use crate::egress::tls::{HandshakeError, Offer, Sessions};
 use crate::egress::{Host, Services, upstream};
 
-const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_IDLE_PER_HOST: usize = 16;
 const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -41,10 +38,8 @@ pub(crate) enum Error {
     NoHost,
     #[error("dialling")]
     Dial(#[from] roost_dial::Error),
-    #[error("TLS with {0}")]
-    Tls(Host, #[source] io::Error),
-    #[error("TLS with {0} took longer than {TLS_TIMEOUT:?}")]
-    TlsTimeout(Host),
+    #[error("securing the connection")]
+    Tls(#[from] HandshakeError),
 }
 
 impl Error {
@@ -52,8 +47,7 @@ impl Error {
         match self {
             Self::NoHost => reason::MALFORMED,
             Self::Dial(error) => upstream::dial_reason(error),
-            Self::Tls(..) => reason::UPSTREAM_TLS,
-            Self::TlsTimeout(_) => reason::TIMEOUT,
+            Self::Tls(error) => error.reason(),
         }
     }
 
@@ -165,24 +159,13 @@ impl Connector {
         let (stream, address) = upstream::dial(&self.services, &host, port).await?;
         let stream = match tls {
             false => Stream::Plain(TokioIo::new(stream)),
-            true => Stream::Tls(Box::new(TokioIo::new(self.handshake(&host, stream).await?))),
+            true => {
+                let tls = &self.services.upstream_tls;
+                let stream = tls.handshake(&host, self.offer, &self.sessions, stream).await?;
+                Stream::Tls(Box::new(TokioIo::new(stream)))
+            }
         };
         Ok(UpstreamStream { stream, address })
-    }
-
-    async fn handshake(&self, host: &Host, stream: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
-        let fail = |error| Error::Tls(host.clone(), error);
-        let name = match host.address() {
-            Some(address) => ServerName::IpAddress(address.into()),
-            None => ServerName::try_from(host.as_str().to_owned())
-                .map_err(|error| fail(io::Error::new(io::ErrorKind::InvalidInput, error)))?,
-        };
-        let config = self.services.upstream_tls.session_config(host, self.offer, &self.sessions);
-        let handshake = TlsConnector::from(config).connect(name, stream);
-        match tokio::time::timeout(TLS_TIMEOUT, handshake).await {
-            Ok(connected) => connected.map_err(fail),
-            Err(_) => Err(Error::TlsTimeout(host.clone())),
-        }
     }
 }
 

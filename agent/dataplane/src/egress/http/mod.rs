@@ -23,7 +23,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use roost_daemon::telemetry::chain;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::server::TlsStream;
 
 use super::execution::TaskExecutor;
 use super::listener::Flow;
@@ -53,11 +52,10 @@ pub(crate) async fn serve_plain(flow: Flow, guest: GuestStream, version: Version
 }
 
 /// Serves HTTP on an inspected TLS connection.
-pub(crate) async fn serve_tls(flow: Flow, guest: TlsStream<GuestStream>) {
-    let version = match guest.get_ref().1.alpn_protocol() {
-        Some(b"h2") => Version::HTTP_2,
-        _ => Version::HTTP_11,
-    };
+pub(crate) async fn serve_tls<S>(flow: Flow, guest: S, version: Version)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     serve(Connection { flow, tls: true }, guest, version).await;
 }
 

@@ -65,13 +65,19 @@ impl std::fmt::Debug for Signer {
 pub(crate) struct Authority {
     directory: PathBuf,
     signer: ArcSwapOption<Signer>,
+    /// The certificate's stamp before it was first loaded: what comes later is seen as a change.
+    opened: Option<Stamp>,
 }
+
+type Stamp = (SystemTime, u64);
 
 impl Authority {
     /// Makes key and request where they are missing, and loads the certificate if it is there.
     pub(crate) fn open(directory: &Path) -> Result<Self, Error> {
         identity::ensure_request(directory, NAME)?;
-        let authority = Self { directory: directory.to_owned(), signer: ArcSwapOption::empty() };
+        let mut authority =
+            Self { directory: directory.to_owned(), signer: ArcSwapOption::empty(), opened: None };
+        authority.opened = authority.stamp();
         authority.load_logged();
         Ok(authority)
     }
@@ -83,7 +89,7 @@ impl Authority {
 
     /// Takes up new certificates, for ever.
     pub(crate) async fn watch(&self) {
-        let mut seen = self.stamp();
+        let mut seen = self.opened;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let stamp = self.stamp();
@@ -95,7 +101,7 @@ impl Authority {
     }
 
     /// Changes whenever the agent replaced the certificate.
-    fn stamp(&self) -> Option<(SystemTime, u64)> {
+    fn stamp(&self) -> Option<Stamp> {
         let metadata = std::fs::metadata(self.path("pem")).ok()?;
         Some((metadata.modified().ok()?, metadata.len()))
     }
@@ -197,6 +203,22 @@ mod tests {
         issue(&root, own.path(), own.path(), time::Duration::days(7));
         authority.load_logged();
         assert_eq!(authority.find_signer().unwrap().number, 2, "renewed with the same key");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_comes_before_the_watch_begins_is_taken_up() {
+        let (root, own) = (root(), tempfile::tempdir().unwrap());
+        let authority = Authority::open(own.path()).unwrap();
+        issue(&root, own.path(), own.path(), time::Duration::days(7));
+        let taken_up = async {
+            while authority.find_signer().is_none() {
+                tokio::time::sleep(Duration::from_millis(5)).await; // on purpose: polls, see the timeout
+            }
+        };
+        let watched = async {
+            tokio::select! { () = authority.watch() => {}, () = taken_up => {} }
+        };
+        tokio::time::timeout(Duration::from_secs(20), watched).await.expect("taken up");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! greeting ─▶ name = looked-up name? ─▶ bypass list ─▶ relay (tls)
 //!                │ no                       │ no
 //!                ▼                          ▼
-//!          unrecognized_name          leaf ─▶ handshake ─▶ http
+//!          unrecognized_name          leaf ─▶ handshake ─▶ http │ inspected (another protocol)
 //! ```
 //! Nothing is dialled here: an inspected upstream is dialled at the first permitted request. Without a
 //! certificate authority a tenant's connection is refused, never passed through; an operator's local
@@ -12,6 +12,7 @@
 
 pub(crate) mod authority;
 mod hello;
+mod inspected;
 mod leaf;
 pub(crate) mod upstream;
 
@@ -28,7 +29,7 @@ use super::audit::Outcome;
 use super::listener::Flow;
 use super::policy::Decision;
 use super::stream::GuestStream;
-use super::{Host, http, relay};
+use super::{Host, relay};
 pub(crate) use authority::Authority;
 pub use authority::Error as AuthorityError;
 use hello::read_hello;
@@ -36,7 +37,7 @@ pub(crate) use leaf::Leaves;
 #[cfg(test)]
 use leaf::leaf_params;
 pub use upstream::{Error as UpstreamError, UpstreamRoots};
-pub(crate) use upstream::{Offer, Sessions, UpstreamTls};
+pub(crate) use upstream::{HandshakeError, Offer, Sessions, UpstreamTls};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A fatal alert before any handshake: record header, level, description.
@@ -74,7 +75,7 @@ pub(crate) async fn serve(mut flow: Flow, mut guest: GuestStream) {
     };
     let handshake = TlsAcceptor::from(config).accept(guest);
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-        Ok(Ok(stream)) => http::serve_tls(flow, stream).await,
+        Ok(Ok(stream)) => inspected::serve(flow, stream).await,
         Ok(Err(error)) => flow.refuse(Scheme::Tls, Outcome::failed(reason::GUEST_TLS, &error)).await,
         Err(_) => flow.refuse(Scheme::Tls, Outcome::rejected(reason::TIMEOUT)).await,
     }

@@ -3,18 +3,26 @@
 //! Trusts Mozilla's roots, and for the patterns an operator names a file of further ones. Sessions are
 //! resumed within one execution only, so that no guest's connection can be told by another's.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+use roost_domain::audit::reason;
 
 use rustls::crypto::CryptoProvider;
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
 use serde::Deserialize;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::egress::Host;
 use roost_domain::host_name::Pattern;
 
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Sessions one execution may resume.
 const RESUMED_SESSIONS: usize = 32;
 
@@ -37,9 +45,29 @@ pub struct UpstreamRoots {
     pub file: PathBuf,
 }
 
+/// Why there is no TLS with an upstream.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandshakeError {
+    #[error("TLS with {0}")]
+    Failed(Host, #[source] io::Error),
+    #[error("TLS with {0} took longer than {HANDSHAKE_TIMEOUT:?}")]
+    Timeout(Host),
+}
+
+impl HandshakeError {
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Failed(..) => reason::UPSTREAM_TLS,
+            Self::Timeout(_) => reason::TIMEOUT,
+        }
+    }
+}
+
 /// What the guest chose, and so what is offered to its upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Offer {
+    /// No protocol by name: neither side speaks HTTP.
+    Nothing,
     Http1,
     Http2,
 }
@@ -74,11 +102,34 @@ impl UpstreamTls {
         private.map_or(&self.public, |(_, config)| config)
     }
 
+    /// Speaks TLS with a host, which must prove to be that host.
+    pub(crate) async fn handshake(
+        &self,
+        host: &Host,
+        offer: Offer,
+        sessions: &Sessions,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, HandshakeError> {
+        let fail = |error| HandshakeError::Failed(host.clone(), error);
+        let name = match host.address() {
+            Some(address) => ServerName::IpAddress(address.into()),
+            None => ServerName::try_from(host.as_str().to_owned())
+                .map_err(|error| fail(io::Error::new(io::ErrorKind::InvalidInput, error)))?,
+        };
+        let config = self.session_config(host, offer, sessions);
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(config).connect(name, stream)).await
+        {
+            Ok(connected) => connected.map_err(fail),
+            Err(_) => Err(HandshakeError::Timeout(host.clone())),
+        }
+    }
+
     /// The configuration for one execution's connections to a host.
-    pub(crate) fn session_config(&self, host: &Host, offer: Offer, sessions: &Sessions) -> Arc<ClientConfig> {
+    fn session_config(&self, host: &Host, offer: Offer, sessions: &Sessions) -> Arc<ClientConfig> {
         let mut config = ClientConfig::clone(self.config(host));
         config.resumption = sessions.0.clone();
         config.alpn_protocols = match offer {
+            Offer::Nothing => Vec::new(),
             Offer::Http1 => vec![b"http/1.1".to_vec()],
             Offer::Http2 => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
         };
