@@ -16,4 +16,5 @@ pub mod sandbox;
 pub mod serve;
 pub mod snapshot;
 pub mod store;
+pub mod telemetry;
 pub mod vmm;

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use roost_daemon::health::{self, Health, Registry};
+use roost_daemon::health::{self, Health};
 use roost_daemon::shutdown::{DRAIN_DEADLINE, Drained, Shutdown};
 use roost_proto::host::HostInfo;
 use tracing::{info, warn};
@@ -15,6 +15,7 @@ use crate::plane::{self, Plane};
 use crate::sandbox::live::{Host, Live};
 use crate::sandbox::{Manager, recover, step};
 use crate::store::Store;
+use crate::telemetry::Metrics;
 use crate::{capacity, cli, link, meter};
 
 /// Runs until SIGTERM or SIGINT. VMs and data plane go on after it.
@@ -39,7 +40,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let health = Health::new();
     let (dataplane_ready, operators_ready) = (health.check("dataplane"), health.check("operators"));
     let joined = config.scheduler.as_ref().map(|_| health.check("joined"));
-    let registry = Arc::new(Registry::default());
+    let (metrics, registry) = Metrics::register();
     let listener = health::bind(&health::Settings::on_port(config.health_port)).await?;
     shutdown.spawn(health::serve(listener, health.clone(), registry, shutdown.clone()));
 
@@ -62,6 +63,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     until(&shutdown, live.clone().serve_requests(requests));
     until(&shutdown, live.clone().keep_configured());
     until(&shutdown, meter::run(live.clone(), manager.clone(), store.clone()));
+    until(&shutdown, metrics.keep_current(manager.clone(), store.clone()));
 
     let known = manager.resume_all().await?;
     info!(sandboxes = known, vmm = host.vmm_name(), "agent is up");

@@ -59,7 +59,8 @@ struct Stage {
 fn start_edge(fleet: &Fleet, scheduler: SocketAddr, host: &str, more: &str) -> (Dataplane, SocketAddr) {
     let address: SocketAddr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let settings = format!(
-        "[scheduler]\naddress = \"{scheduler}\"\n[preview]\nlisten = [\"{address}\", \"[::1]:{}\"]\n{more}",
+        "[scheduler]\naddress = \"localhost:{}\"\n[preview]\nlisten = [\"{address}\", \"[::1]:{}\"]\n{more}",
+        scheduler.port(),
         address.port()
     );
     let process = Dataplane::start("edge", &settings);

@@ -10,6 +10,9 @@ use super::Error;
 pub(super) fn drop_to(uid: Uid, gid: Gid) -> Result<(), Error> {
     let errno = |step| move |source| Error::Errno { step, source };
     let capabilities = |step| move |source| Error::Capabilities { step, source };
+    // Every execution has its sockets: as many as this process may have.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(errno("read the limit of descriptors"))?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(errno("raise the limit of descriptors"))?;
     if geteuid().is_root() {
         // Needs CAP_SETPCAP, so before the uid changes.
         caps::clear(None, CapSet::Bounding).map_err(capabilities("clear the bounding set"))?;
