@@ -30,6 +30,8 @@ pub(super) const ABSENT_FOR: Duration = Duration::from_secs(5);
 /// Routes remembered, and watched; the least used one goes first.
 pub(super) const ROUTES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 const ABSENT_MAX: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
+// A scheduler that did not answer is asked about a public preview again after this time.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 // Questions to the scheduler under way at once, for all hosts together.
 const LOOKUPS_MAX: usize = 64;
 // A lease longer than this is not believed.
@@ -122,8 +124,19 @@ impl RouteTable {
         }
         match self.flight(host, false).await {
             // The scheduler is away: what everybody may see, everybody may go on seeing.
-            Err(Unavailable) => stale.filter(|route| route.is_public).map(Some).ok_or(Unavailable),
+            Err(Unavailable) => {
+                let public = stale.filter(|route| route.is_public).ok_or(Unavailable)?;
+                self.postpone(host);
+                Ok(Some(public))
+            }
             answer => answer,
+        }
+    }
+
+    /// Has the next requests not wait for a scheduler that did not answer just now.
+    fn postpone(&self, host: &str) {
+        if let Some(known) = lock(&self.known).peek_mut(host) {
+            known.fresh_until = Instant::now() + ASK_AGAIN_AFTER;
         }
     }
 
@@ -361,6 +374,8 @@ mod tests {
         table.record("private", entry("private", 0));
         let private = lock(&table.known).peek("private").unwrap().route.clone();
         assert!(table.find(HOST).await.unwrap().is_some());
+        assert!(table.find(HOST).await.unwrap().is_some());
+        assert_eq!(scheduler.asked.load(Ordering::Relaxed), 1, "only the first one waits for an answer");
         assert_eq!(table.find("private").await.unwrap_err(), Unavailable);
         assert_eq!(table.find("unknown").await.unwrap_err(), Unavailable);
         table.end_lapsed();
