@@ -9,6 +9,7 @@ pub mod image;
 pub mod poll;
 pub mod program;
 pub mod quickstart;
+pub mod scan;
 pub mod sdk;
 pub mod stack;
 pub mod tour;

@@ -7,6 +7,8 @@ mod vm_boot;
 mod vm_exec;
 mod vm_identity;
 mod vm_leftover;
+mod vm_outage;
 mod vm_sdk;
+mod vm_secret;
 mod vm_survive;
 mod vm_tour;
