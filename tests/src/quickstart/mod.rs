@@ -18,6 +18,8 @@ use crate::tour;
 use crate::upstream::Upstream;
 use interrupt::Interrupt;
 
+/// Exit code of a program that SIGINT ended, as shells have it.
+const INTERRUPTED: u8 = 130;
 /// How soon Ctrl-C or a process that does not stay up is noticed.
 const GLANCE: Duration = Duration::from_millis(200);
 
@@ -65,7 +67,13 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         stop(stack)?;
         return Ok(code);
     }
-    tour::run(&stack, &upstream, &interrupt)?;
+    let toured = tour::run(&stack, &upstream, &interrupt);
+    if interrupt.came() {
+        println!("\ninterrupted, stopping …");
+        stop(stack)?;
+        return Ok(INTERRUPTED);
+    }
+    toured?;
     if !arguments.exit {
         print_invitation(&stack)?;
         wait_for_interrupt(&stack, &interrupt)?;

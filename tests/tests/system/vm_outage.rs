@@ -6,8 +6,8 @@ use serde_json::json;
 #[test]
 fn vm_outlives_a_killed_scheduler() {
     let mut stack = Stack::for_test("scheduler-killed").unwrap();
+    stack.expect_log("lost the scheduler's");
     stack.expect_log("the scheduler cannot be told");
-    stack.expect_log("scheduler");
     let tenant = stack.tenant().clone();
     let body = json!({ "name": "kept", "cpu_count": 1, "memory_mb": 256, "disk_size_mb": 1024 });
     let made = tenant.call("POST", "/sandboxes?wait=60", Some(&body)).unwrap().data().unwrap();
