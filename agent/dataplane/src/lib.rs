@@ -12,5 +12,6 @@ pub mod control;
 pub mod directory;
 pub mod edge;
 pub mod egress;
+mod from_files;
 pub mod guest;
 pub mod identity;

@@ -49,7 +49,7 @@ impl Egress {
 
     /// Takes up certificates the agent brings, for ever.
     pub async fn watch_certificates(&self) {
-        self.services.authority.watch().await;
+        self.services.authority.keep_current().await;
     }
 
     /// Ships the audit trail, for ever.

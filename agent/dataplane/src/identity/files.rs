@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use zeroize::Zeroizing;
@@ -65,26 +64,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(content)
 }
 
-/// When which file last changed: equal stamps, nothing to load.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Stamp([Option<(SystemTime, u64)>; 3]);
-
-impl Stamp {
-    pub(super) fn of(directory: &Path, name: &str) -> Self {
-        let files =
-            [key_file(directory, name), certificate_file(directory, name), directory.join(ROOTS_FILE)];
-        Self(files.map(|file| stamp(&file)))
-    }
-
-    pub(super) fn is_complete(&self) -> bool {
-        self.0.iter().all(Option::is_some)
-    }
-}
-
-/// When a file last changed and its size, if it exists.
-pub(crate) fn stamp(file: &Path) -> Option<(SystemTime, u64)> {
-    let metadata = std::fs::metadata(file).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
+/// Every file that credentials are made of.
+pub(super) fn all(directory: &Path, name: &str) -> Vec<PathBuf> {
+    vec![key_file(directory, name), certificate_file(directory, name), directory.join(ROOTS_FILE)]
 }
 
 #[cfg(test)]

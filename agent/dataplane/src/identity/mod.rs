@@ -1,8 +1,7 @@
 //! Who this process is in the fleet: a key of its own, the certificate the agent brought, and the fleet's roots.
 //!
 //! The key is made here and never leaves the process's own directory; beside it lies the request that the agent
-//! carries to the scheduler, and where the answer appears. Certificates are loaded when they are there and again
-//! when they changed. Knows no RPC.
+//! carries to the scheduler, and where the answer appears. Knows no RPC.
 //!
 //! ```text
 //! key and request made --agent joins--> certificate loaded --renewed--> newer certificate loaded
@@ -13,21 +12,14 @@ mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
-use roost_daemon::telemetry::chain;
 use tokio::sync::watch;
 
 pub use files::ensure_request;
-pub(crate) use files::stamp;
 pub use tls::{Caller, find_caller};
 
 use crate::control::Role;
-use files::Stamp;
-
-// How often the files are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+use crate::from_files::FromFiles;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -44,10 +36,7 @@ pub enum Error {
 /// The process's identity, as far as it has one yet.
 #[derive(Debug)]
 pub struct Identity {
-    directory: PathBuf,
-    name: &'static str,
-    current: ArcSwapOption<Credentials>,
-    changed: watch::Sender<u64>,
+    credentials: FromFiles<Credentials>,
 }
 
 /// A certificate with its key and the roots that peers must come from.
@@ -74,39 +63,23 @@ impl Identity {
     pub fn open(directory: &Path, role: Role) -> Result<Arc<Self>, Error> {
         let name = role.name();
         ensure_request(directory, name)?;
-        let (changed, _) = watch::channel(0);
-        let this = Self { directory: directory.to_owned(), name, current: ArcSwapOption::empty(), changed };
-        Ok(Arc::new(this))
+        let (files, directory) = (files::all(directory, name), directory.to_owned());
+        let load = move || tls::load(&directory, name);
+        Ok(Arc::new(Self { credentials: FromFiles::new("the fleet certificate", files, load) }))
     }
 
     /// The newest credentials; none before the host has joined.
     pub fn find(&self) -> Option<Arc<Credentials>> {
-        self.current.load_full()
+        self.credentials.find()
     }
 
     /// Changes whenever credentials were loaded.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        self.credentials.changes()
     }
 
     /// Loads the files when they appear and when they change, for ever.
     pub async fn keep_current(self: Arc<Self>) {
-        let mut loaded = None;
-        loop {
-            let stamp = Stamp::of(&self.directory, self.name);
-            if stamp.is_complete() && loaded.as_ref() != Some(&stamp) {
-                match tls::load(&self.directory, self.name) {
-                    Ok(credentials) => {
-                        self.current.store(Some(Arc::new(credentials)));
-                        self.changed.send_modify(|version| *version += 1);
-                        tracing::info!(identity = self.name, "loaded the fleet certificate");
-                    }
-                    // Half written: the agent replaces one file after the other.
-                    Err(error) => tracing::warn!(error = chain(&error), "cannot load the fleet certificate"),
-                }
-                loaded = Some(stamp);
-            }
-            tokio::time::sleep(LOOK_INTERVAL).await;
-        }
+        self.credentials.keep_current().await;
     }
 }

@@ -56,7 +56,10 @@ impl Scheduler {
         (this, address)
     }
 
-    fn revoke(&self, execution: String) {
+    /// Tells egress once it listens.
+    async fn revoke(&self, execution: String) {
+        let listens = || (self.state.changes.receiver_count() > 0).then_some(());
+        eventually("egress to follow changes", listens).await;
         *self.state.revoked.lock().unwrap() = true;
         let secret_ids = vec![credential().secret_id];
         let change = LeaseChange { version: 2, executions: vec![execution], secret_ids, heartbeat: false };
@@ -152,7 +155,7 @@ fn sec_07_sec_15_aud_03_from_joining_to_a_revoked_secret() {
         };
         let sent = async {
             loop {
-                // Until the certificates are found; they are looked for every two seconds.
+                // Until the certificates are found.
                 match ask().await {
                     Some(sent) => return sent,
                     None => tokio::time::sleep(Duration::from_millis(100)).await, // on purpose: polls, see the timeout
@@ -162,7 +165,7 @@ fn sec_07_sec_15_aud_03_from_joining_to_a_revoked_secret() {
         let sent = tokio::time::timeout(Duration::from_secs(20), sent).await.expect("the host has joined");
         assert_eq!(sent, SECRET);
 
-        scheduler.revoke(execution.to_string());
+        scheduler.revoke(execution.to_string()).await;
         let revoked = async { while ask().await.expect("an answer") == SECRET {} };
         tokio::time::timeout(Duration::from_secs(2), revoked).await.expect("seen within two seconds");
 

@@ -5,18 +5,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
-use roost_daemon::telemetry::chain;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config;
-use crate::identity::stamp;
+use crate::from_files::FromFiles;
 
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 const DEVELOPMENT_CHAIN: &str = "preview.pem";
 const DEVELOPMENT_KEY: &str = "preview.key";
 
@@ -32,45 +28,24 @@ pub(super) enum Error {
 
 /// The TLS settings of the preview listeners.
 #[derive(Debug)]
-pub struct PreviewCertificate {
-    chain: PathBuf,
-    key: PathBuf,
-    current: ArcSwapOption<ServerConfig>,
-}
+pub struct PreviewCertificate(FromFiles<ServerConfig>);
 
 impl PreviewCertificate {
     pub fn new(directory: &Path, settings: &config::Preview) -> Arc<Self> {
         let own = |file: &Option<PathBuf>, name| file.clone().unwrap_or_else(|| directory.join(name));
-        Arc::new(Self {
-            chain: own(&settings.certificate_file, DEVELOPMENT_CHAIN),
-            key: own(&settings.key_file, DEVELOPMENT_KEY),
-            current: ArcSwapOption::empty(),
-        })
+        let chain = own(&settings.certificate_file, DEVELOPMENT_CHAIN);
+        let key = own(&settings.key_file, DEVELOPMENT_KEY);
+        let files = vec![chain.clone(), key.clone()];
+        Arc::new(Self(FromFiles::new("the preview certificate", files, move || load(&chain, &key))))
     }
 
     pub fn find(&self) -> Option<Arc<ServerConfig>> {
-        self.current.load_full()
+        self.0.find()
     }
 
     /// Loads the files when they appear and when they change, for ever.
     pub async fn keep_current(self: Arc<Self>) {
-        let mut loaded = None;
-        loop {
-            let stamps = stamp(&self.chain).zip(stamp(&self.key));
-            if stamps.is_some() && stamps != loaded {
-                match load(&self.chain, &self.key) {
-                    Ok(config) => {
-                        self.current.store(Some(Arc::new(config)));
-                        tracing::info!(file = %self.chain.display(), "loaded the preview certificate");
-                    }
-                    Err(error) => {
-                        tracing::warn!(error = chain(&error), "cannot load the preview certificate")
-                    }
-                }
-                loaded = stamps;
-            }
-            tokio::time::sleep(LOOK_INTERVAL).await;
-        }
+        self.0.keep_current().await;
     }
 }
 

@@ -48,6 +48,15 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until nothing writes into the directory any more, so that it can be removed.
+async fn end(audit: Audit) {
+    let journals = [audit.shipped.durable(), audit.local.durable()];
+    drop(audit);
+    for mut durable in journals {
+        while durable.changed().await.is_ok() {}
+    }
+}
+
 #[tokio::test]
 async fn f3_an_open_call_survives_rotation_and_is_aborted_once() {
     let directory = tempfile::tempdir().unwrap();
@@ -72,7 +81,7 @@ async fn f3_an_open_call_survives_rotation_and_is_aborted_once() {
     // Even when the segment of the intent is shipped and gone.
     segment::remove_segment(&journal, segments()[1]).unwrap();
     for _ in 0..3 {
-        drop(Audit::open_with(directory.path(), SMALL, SMALL).unwrap());
+        end(Audit::open_with(directory.path(), SMALL, SMALL).unwrap()).await;
     }
     let all = events(&journal);
     let aborted =
@@ -106,6 +115,7 @@ async fn f2_a_full_journal_refuses_calls_and_keeps_their_ends() {
         audit.begin(&subject(true), call("a.example")).await.is_ok(),
         "the operator's own journal is another"
     );
+    end(audit).await;
 }
 
 #[tokio::test]
@@ -132,6 +142,7 @@ async fn a_caller_that_goes_away_while_it_waits_leaves_a_whole_row_or_none() {
         !all.is_empty() && all.values().all(|(intents, completions)| (*intents, completions.len()) == (1, 1))
     };
     until("whole rows only", whole).await;
+    end(audit).await;
 }
 
 #[tokio::test]
@@ -152,4 +163,5 @@ async fn the_operator_s_own_journal_forgets_its_oldest() {
             .sum()
     };
     until("a bounded journal", || bytes() < 4000).await;
+    end(audit).await;
 }
