@@ -1,9 +1,11 @@
 //! A server in the world outside, for guests to call: HTTPS on loopback under a root of its own.
 //!
 //! Remembers every request it got, so that a test or the tour can compare what the guest sent with what arrived.
+//! Answers the same to all of them, or serves the files of a directory.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,18 +44,27 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Serves until the program ends.
+    /// Answers [`ANSWER`] to everything until the program ends.
     pub fn start() -> anyhow::Result<Self> {
+        Self::listen(None)
+    }
+
+    /// Serves the files below `root`, and 404 for what is not there.
+    pub fn serving(root: &Path) -> anyhow::Result<Self> {
+        Self::listen(Some(root.to_owned()))
+    }
+
+    fn listen(root: Option<PathBuf>) -> anyhow::Result<Self> {
         let (root_pem, config) = make_certificates()?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let port = listener.local_addr()?.port();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let (config, theirs) = (Arc::new(config), Arc::clone(&seen));
+        let (config, theirs, root) = (Arc::new(config), Arc::clone(&seen), Arc::new(root));
         std::thread::Builder::new().name("upstream".to_owned()).spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (config, seen) = (Arc::clone(&config), Arc::clone(&theirs));
+                let (config, seen, root) = (Arc::clone(&config), Arc::clone(&theirs), Arc::clone(&root));
                 // A caller that breaks off concerns nobody else.
-                std::thread::spawn(move || drop(serve(stream, config, &seen)));
+                std::thread::spawn(move || drop(serve(stream, config, &seen, root.as_deref())));
             }
         })?;
         Ok(Self { port, root_pem, seen })
@@ -74,7 +85,12 @@ impl Upstream {
     }
 }
 
-fn serve(stream: TcpStream, config: Arc<ServerConfig>, seen: &Mutex<Vec<Seen>>) -> anyhow::Result<()> {
+fn serve(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    seen: &Mutex<Vec<Seen>>,
+    root: Option<&Path>,
+) -> anyhow::Result<()> {
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(StreamOwned::new(ServerConnection::new(config)?, stream));
@@ -94,14 +110,36 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, seen: &Mutex<Vec<Seen>>) 
         let length = request.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
         let mut body = Vec::new();
         stream.by_ref().take(std::cmp::min(length, BODY_BYTES_MAX)).read_to_end(&mut body)?;
+        let answer = answer(&request.line, root);
         seen.lock().unwrap_or_else(PoisonError::into_inner).push(request);
-        write!(
-            stream.get_mut(),
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{ANSWER}",
-            ANSWER.len()
-        )?;
+        stream.get_mut().write_all(&answer)?;
         stream.get_mut().flush()?;
     }
+}
+
+/// The whole response to a request line.
+fn answer(line: &str, root: Option<&Path>) -> Vec<u8> {
+    let Some(root) = root else { return response("200 OK", "application/json", ANSWER.as_bytes()) };
+    let file = find_file(line, root).and_then(|path| Some((std::fs::read(&path).ok()?, path)));
+    match file {
+        Some((page, path)) if path.ends_with("index.html") => response("200 OK", "text/html", &page),
+        Some((content, _)) => response("200 OK", "application/octet-stream", &content),
+        None => response("404 Not Found", "text/plain", b"no such file"),
+    }
+}
+
+fn response(status: &str, kind: &str, content: &[u8]) -> Vec<u8> {
+    let length = content.len();
+    let head = format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n");
+    [head.as_bytes(), content].concat()
+}
+
+/// The file that a request line names; `index.html` for a directory. Never one outside `root`.
+fn find_file(line: &str, root: &Path) -> Option<PathBuf> {
+    let path = line.split(' ').nth(1)?.split('?').next()?.trim_start_matches('/');
+    let is_below = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    let file = root.join(path);
+    is_below.then(|| if file.is_dir() { file.join("index.html") } else { file })
 }
 
 fn make_certificates() -> anyhow::Result<(String, ServerConfig)> {
@@ -122,4 +160,19 @@ fn make_certificates() -> anyhow::Result<(String, ServerConfig)> {
         .with_single_cert(vec![leaf.der().clone()], key)
         .context("the upstream's certificate")?;
     Ok((root.pem(), config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_line_names_a_file_below_the_root_or_none() {
+        let root = Path::new("/nowhere");
+        assert_eq!(find_file("GET /a/b?x=1", root), Some(root.join("a/b")));
+        assert_eq!(find_file("GET /", root), Some(root.to_owned()));
+        assert_eq!(find_file("GET /../etc/passwd", root), None);
+        assert!(answer("GET /a", Some(root)).starts_with(b"HTTP/1.1 404"));
+        assert!(answer("GET /a", None).ends_with(ANSWER.as_bytes()));
+    }
 }

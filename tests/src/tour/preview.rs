@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde_json::json;
 
 use super::{Step, call, print, shell, text};
+use crate::browser;
 use crate::poll;
-use crate::program;
 use crate::stack::Stack;
 
 const PORT: u16 = 8000;
@@ -45,7 +45,7 @@ pub(super) fn open(stack: &Stack, sandbox: &str) -> Step<Preview> {
         share_url: String::new().into(),
     };
     print::output(&preview.url);
-    let (status, _) = fetch(stack, &preview.url, true)?;
+    let (status, _) = visit(stack, &preview.url)?;
     ensure!(status == 401, "without a token it answered {status}");
     Ok((preview, "it has an address, and without a token that answers 401".to_owned()))
 }
@@ -56,11 +56,11 @@ pub(super) fn share(stack: &Stack, preview: &Preview) -> Step<()> {
     let answer = stack.tenant().call("POST", &preview.share_path(), Some(&body))?;
     let url = text(&answer.body, "share_url")?.to_owned();
     let page = poll::until("the server in the sandbox", SERVER_DEADLINE, || {
-        let (status, page) = fetch(stack, &url, false)?;
+        let (status, page) = browser::fetch(stack, &url)?;
         ensure!(matches!(status, 200 | 502), "with the token it answered {status}: {page}");
         Ok((status == 200).then_some(page))
     })?;
-    print::command(&shown(stack, &url));
+    print::command(&browser::shown(stack, &url));
     print::output(&page);
     ensure!(page.trim_end() == PAGE, "the page is another one: {page}");
     *preview.share_url.borrow_mut() = url;
@@ -70,9 +70,9 @@ pub(super) fn share(stack: &Stack, preview: &Preview) -> Step<()> {
 pub(super) fn revoke(stack: &Stack, preview: &Preview) -> Step<()> {
     call(stack.tenant(), "DELETE", &preview.share_path(), None)?;
     let url = preview.share_url.borrow().clone();
-    print::command(&shown(stack, &url));
+    print::command(&browser::shown(stack, &url));
     let status = poll::until("the share to be revoked", REVOKE_DEADLINE, || {
-        let (status, _) = fetch(stack, &url, false)?;
+        let (status, _) = browser::fetch(stack, &url)?;
         Ok((status != 200).then_some(status))
     })?;
     print::output(&status.to_string());
@@ -80,21 +80,8 @@ pub(super) fn revoke(stack: &Stack, preview: &Preview) -> Step<()> {
     Ok(((), "the same link answers 401".to_owned()))
 }
 
-/// Like a browser: keeps cookies and follows the redirect that takes the token out of the address.
-fn fetch(stack: &Stack, url: &str, print: bool) -> anyhow::Result<(u16, String)> {
-    if print {
-        print::command(&shown(stack, url));
-    }
-    let mut command = program::command("curl");
-    command.args(["-sS", "-L", "-b", "", "--max-time", "20", "-w", "%{http_code}", "--cacert"]);
-    command.arg(stack.place().preview_root()).arg(url);
-    let text = program::run(command, b"")?.success(&format!("curl {url}"))?;
-    let text = String::from_utf8_lossy(&text.stdout).into_owned();
-    let (page, status) =
-        text.split_at_checked(text.len().saturating_sub(3)).context("curl printed no status")?;
-    Ok((status.parse().context("curl printed no status")?, page.to_owned()))
-}
-
-fn shown(stack: &Stack, url: &str) -> String {
-    format!("curl -L -b '' --cacert {} '{url}'", stack.place().preview_root().display())
+/// A fetch, printed as a person would type it.
+fn visit(stack: &Stack, url: &str) -> anyhow::Result<(u16, String)> {
+    print::command(&browser::shown(stack, url));
+    browser::fetch(stack, url)
 }

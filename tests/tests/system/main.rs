@@ -4,6 +4,7 @@
 //! to all of it. Files and tests that boot VMs begin with `vm_`: the test runner runs few of those at once.
 
 mod vm_boot;
+mod vm_clients;
 mod vm_exec;
 mod vm_identity;
 mod vm_leftover;
