@@ -24,6 +24,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     if !nix::unistd::getuid().is_root() {
         bail!("the agent makes namespaces, taps and cgroups: run it as root");
     }
+    roost_daemon::dumps::forbid()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(Arc::new(config)))
 }

@@ -70,6 +70,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Serve { config } => {
             let config: Config = roost_daemon::config::load_or_default(&config)?;
             roost_daemon::telemetry::init(&config.log)?;
+            roost_daemon::dumps::forbid()?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(async { serve::run(config, Shutdown::on_signals()?).await })
         }

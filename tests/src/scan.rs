@@ -50,9 +50,14 @@ pub fn is_in_memory(pid: i64, value: &str) -> anyhow::Result<bool> {
             used.extend(pages.flatten());
         }
     }
+    is_in(&used, value)
+}
+
+/// Whether `bytes` hold any of the forms of `value`.
+pub fn is_in(bytes: &[u8], value: &str) -> anyhow::Result<bool> {
     let mut grep = program::command("grep");
     grep.args(["-a", "-q", "-F", "-e", &forms(value).join("\n")]).env("LC_ALL", "C");
-    found(program::run(grep, &used)?.code)
+    found(program::run(grep, bytes)?.code)
 }
 
 /// The files below `directory` that hold any of the forms of `value`.

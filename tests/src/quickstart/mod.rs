@@ -55,7 +55,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     let interrupt = Interrupt::catch()?;
     let begun = Instant::now();
     let upstream = Upstream::start()?;
-    let wish = Wish { upstream: Some(Allowed::from(&upstream)) };
+    let wish = Wish { upstream: Some(Allowed::from(&upstream)), ..Wish::default() };
     let stack = Stack::start(Place::of_clone(&arguments.clone)?, &wish)?;
     println!(
         "Roost is up after {:.1} s; logs and state in {}\n",

@@ -20,6 +20,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use nix::sys::signal::Signal;
 
 use crate::{poll, program};
 use agent::AgentCli;
@@ -191,9 +192,18 @@ impl Stack {
 
     /// Kills a process the hard way and waits until its successor is ready.
     pub fn kill_and_await(&self, name: &str) -> anyhow::Result<()> {
+        self.end_and_await(name, Signal::SIGKILL)
+    }
+
+    /// The same by the signal that has a core file written, where one may be.
+    pub fn crash_and_await(&self, name: &str) -> anyhow::Result<()> {
+        self.end_and_await(name, Signal::SIGABRT)
+    }
+
+    fn end_and_await(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
         let process = self.process(name)?;
         let starts = process.starts();
-        process.kill()?;
+        process.end(signal)?;
         poll::until(&format!("{name} to be started again"), READY_DEADLINE, || {
             Ok((process.starts() > starts).then_some(()))
         })?;

@@ -16,6 +16,8 @@ pub const PREVIEW_DOMAIN: &str = "roost.localhost";
 pub struct Wish {
     /// A server on this machine that guests may call.
     pub upstream: Option<Allowed>,
+    /// How much every process logs; `info` unless told.
+    pub log_level: Option<&'static str>,
 }
 
 /// How guests get to a server that the deny floor would keep from them.
@@ -85,10 +87,18 @@ pub(super) fn write(place: &Place, ports: &Ports, wish: &Wish) -> std::io::Resul
         let _ = writeln!(hosts, "{} {}", allowed.address, allowed.name);
         std::fs::write(egress_hosts(place), hosts)?;
     }
-    std::fs::write(place.settings("scheduler"), scheduler(place, ports))?;
-    std::fs::write(place.settings("agent"), agent(place, ports, wish))?;
-    std::fs::write(place.settings("egress"), egress(place, ports, wish))?;
-    std::fs::write(place.settings("edge"), edge(place, ports))
+    for (process, mut text) in [
+        ("scheduler", scheduler(place, ports)),
+        ("agent", agent(place, ports, wish)),
+        ("egress", egress(place, ports, wish)),
+        ("edge", edge(place, ports)),
+    ] {
+        if let Some(level) = wish.log_level {
+            let _ = write!(text, "\n[log]\nlevel = {level:?}\n");
+        }
+        std::fs::write(place.settings(process), text)?;
+    }
+    Ok(())
 }
 
 fn scheduler(place: &Place, ports: &Ports) -> String {

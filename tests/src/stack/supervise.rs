@@ -99,11 +99,11 @@ impl Supervised {
         self.shared.lock().ended.clone()
     }
 
-    /// Ends the process the hard way; the restart rule brings it back.
-    pub fn kill(&self) -> anyhow::Result<()> {
+    /// Ends the process by a signal; the restart rule brings it back.
+    pub fn end(&self, signal: Signal) -> anyhow::Result<()> {
         let state = self.shared.lock();
         let pid = state.pid.with_context(|| format!("{} does not run", self.name))?;
-        kill(pid, Signal::SIGKILL).with_context(|| format!("killing {}", self.name))
+        kill(pid, signal).with_context(|| format!("ending {} by {signal}", self.name))
     }
 
     /// Asks it to end and waits; killing it is an error of the process.

@@ -3,6 +3,8 @@
 //! Needs root, the binaries (`cargo build --workspace --bins`) and an image (`images/build`); `./scripts/test` sees
 //! to all of it. Files and tests that boot VMs begin with `vm_`: the test runner runs few of those at once.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod vm_boot;
 mod vm_clients;
 mod vm_exec;

@@ -43,7 +43,11 @@ fn vm_clients_go_out_through_interception_and_trust_nothing_else() {
     let site = Path::new(env!("CARGO_TARGET_TMPDIR")).join("site");
     make_site(&site);
     let upstream = Upstream::serving(&site).unwrap();
-    let stack = Stack::for_test_with("clients", &Wish { upstream: Some(Allowed::from(&upstream)) }).unwrap();
+    let stack = Stack::for_test_with(
+        "clients",
+        &Wish { upstream: Some(Allowed::from(&upstream)), ..Wish::default() },
+    )
+    .unwrap();
     let id = create(stack.tenant());
     let run = |text: &str| shell(stack.tenant(), &id, text);
     let good = |text: &str| {

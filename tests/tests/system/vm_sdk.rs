@@ -9,7 +9,7 @@ use roost_tests::upstream::Upstream;
 fn vm_sdk_walks_through_the_api_with_both_clients() {
     let sdk = Sdk::ensure().unwrap();
     let upstream = Upstream::start().unwrap();
-    let wish = Wish { upstream: Some(Allowed::from(&upstream)) };
+    let wish = Wish { upstream: Some(Allowed::from(&upstream)), ..Wish::default() };
     let stack = Stack::for_test_with("sdk", &wish).unwrap();
     let environment = environment::of(&stack).unwrap();
     for kind in ["sync", "async"] {

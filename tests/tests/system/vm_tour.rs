@@ -8,7 +8,9 @@ use roost_tests::upstream::Upstream;
 #[test]
 fn vm_tour_holds() {
     let upstream = Upstream::start().unwrap();
-    let stack = Stack::for_test_with("tour", &Wish { upstream: Some(Allowed::from(&upstream)) }).unwrap();
+    let stack =
+        Stack::for_test_with("tour", &Wish { upstream: Some(Allowed::from(&upstream)), ..Wish::default() })
+            .unwrap();
     tour::run(&stack, &upstream, &Interrupt::catch().unwrap()).unwrap();
     stack.finish().unwrap();
 }

@@ -21,6 +21,8 @@ pub enum Error {
     Errno { step: &'static str, source: nix::Error },
     #[error("drop privileges: {step}")]
     Capabilities { step: &'static str, source: caps::errors::CapsError },
+    #[error(transparent)]
+    Dumps(#[from] roost_daemon::dumps::Error),
     #[error("install the system call filter")]
     Filter(#[from] FilterError),
 }

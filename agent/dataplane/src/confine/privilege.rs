@@ -10,7 +10,7 @@ use super::Error;
 pub(super) fn drop_to(uid: Uid, gid: Gid) -> Result<(), Error> {
     let errno = |step| move |source| Error::Errno { step, source };
     let capabilities = |step| move |source| Error::Capabilities { step, source };
-    // Every execution has its sockets: as many as this process may have.
+    // Every connection of a guest is two descriptors; what the operator allows at most is meant to be used.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(errno("read the limit of descriptors"))?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(errno("raise the limit of descriptors"))?;
     if geteuid().is_root() {
@@ -27,11 +27,7 @@ pub(super) fn drop_to(uid: Uid, gid: Gid) -> Result<(), Error> {
     caps::clear(None, CapSet::Effective).map_err(capabilities("clear the effective set"))?;
     caps::clear(None, CapSet::Permitted).map_err(capabilities("clear the permitted set"))?;
     caps::clear(None, CapSet::Inheritable).map_err(capabilities("clear the inheritable set"))?;
-    // Every connection of a guest is two descriptors; what the operator allows at most is meant to be used.
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(errno("read the limit of descriptors"))?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(errno("raise the limit of descriptors"))?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(errno("forbid core dumps"))?;
-    prctl::set_dumpable(false).map_err(errno("forbid ptrace by the same uid"))?;
+    roost_daemon::dumps::forbid()?;
     prctl::set_no_new_privs().map_err(errno("set no_new_privs"))?;
     Ok(())
 }
