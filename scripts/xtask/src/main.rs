@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "starting cargo and git is what this tool is for")]
 
+mod bench;
 mod licences;
 mod metadata;
 mod run;
@@ -35,14 +36,21 @@ enum Command {
     Tidy,
     /// Licences and bans over the whole dependency tree, by deny.toml.
     Licences,
+    /// Measures against a control in the same run: create, egress, crash. `cargo xtask bench --help` lists them.
+    #[command(disable_help_flag = true)]
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
-    let result = root().and_then(|root| match command {
-        Command::Check { quick } => run::check(&root, quick),
+    let result = root().and_then(|root| match &command {
+        Command::Check { quick } => run::check(&root, *quick),
         Command::Tidy => tidy::run(&root),
         Command::Licences => licences::run(&root),
+        Command::Bench { arguments } => bench::run(&root, arguments),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
