@@ -6,15 +6,41 @@ use std::process::Command;
 use anyhow::{Context, bail};
 
 const BUILD: &[&str] = &["build", "--quiet", "--locked", "--bins", "--workspace", "--exclude", "roost-init"];
-const RUN: &[&str] = &["run", "--quiet", "--locked", "-p", "roost-tests", "--bin", "roost-bench", "--"];
+/// Programs that are measured or measure, and no binary of a package.
+const EXAMPLES: &[&[&str]] = &[
+    &["-p", "roost-dataplane", "--example", "egress-yardstick"],
+    &["-p", "roost-agent", "--example", "agent-yardstick"],
+];
+/// What is compared with a control is built as it is for users; trials by fire take what the tests take.
+const MEASURED: &[&str] = &["create", "egress"];
 
 pub(crate) fn run(root: &Path, arguments: &[String]) -> anyhow::Result<()> {
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    for words in [BUILD.to_vec(), [RUN, &arguments].concat()] {
-        let status = Command::new(env!("CARGO")).args(&words).current_dir(root).status();
-        if !status.context("cannot start cargo")?.success() {
-            bail!("cargo {} did not succeed", words[0]);
+    let is_measured = arguments.iter().any(|argument| MEASURED.contains(&argument.as_str()));
+    let profile = if is_measured { "measure" } else { "dev" };
+    if arguments.iter().any(|argument| argument == "egress") {
+        start(Command::new(root.join("scripts/ensure-packages")).arg("bench"), root)?;
+    }
+    let cargo = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO"));
+        command.args(words).args(["--profile", profile]);
+        command
+    };
+    if is_measured {
+        for example in EXAMPLES {
+            start(&mut cargo(&[&["build", "--quiet", "--locked"], *example].concat()), root)?;
         }
+    }
+    start(&mut cargo(BUILD), root)?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
+    let directory = if is_measured { "measure" } else { "debug" };
+    start(Command::new(target.join(directory).join("roost-bench")).args(arguments), root)
+}
+
+fn start(command: &mut Command, root: &Path) -> anyhow::Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.current_dir(root).status().with_context(|| format!("cannot start {name}"))?;
+    if !status.success() {
+        bail!("{name} did not succeed");
     }
     Ok(())
 }
