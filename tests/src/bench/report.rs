@@ -14,6 +14,10 @@ impl Samples {
         self.0.push(value);
     }
 
+    pub fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
     pub fn n(&self) -> usize {
         self.0.len()
     }

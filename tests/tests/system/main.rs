@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod bench_egress;
+mod vm_bench_create;
 mod vm_boot;
 mod vm_clients;
 mod vm_exec;

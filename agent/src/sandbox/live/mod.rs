@@ -66,12 +66,6 @@ impl Host {
     /// Makes the directories, chooses the VMM by a real trial.
     pub async fn prepare(config: &Config) -> anyhow::Result<Self> {
         let instance = Instance::new(&config.instance, &config.run_dir)?;
-        let [disk_dir, cache_dir, identity_dir] =
-            ["disks", "cache", "identity"].map(|name| config.state_dir.join(name));
-        for dir in [&disk_dir, &cache_dir, &identity_dir] {
-            std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-        }
-        let images = Images::new(&config.image_dir);
         let place = vmm::choose::Place {
             instance: &instance,
             program: &config.vmm.qemu,
@@ -80,13 +74,24 @@ impl Host {
             execution: roost_daemon::ids::fresh(),
         };
         let choice = vmm::choose::choose(&config.vmm.driver, place).await?;
+        Self::with_driver(config, choice.driver, choice.name)
+    }
+
+    /// Makes the directories, for a VMM that is chosen already.
+    pub fn with_driver(config: &Config, driver: Arc<dyn Driver>, vmm_name: String) -> anyhow::Result<Self> {
+        let instance = Instance::new(&config.instance, &config.run_dir)?;
+        let [disk_dir, cache_dir, identity_dir] =
+            ["disks", "cache", "identity"].map(|name| config.state_dir.join(name));
+        for dir in [&disk_dir, &cache_dir, &identity_dir] {
+            std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        }
         let boot_id =
             std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the boot id")?;
         let inner = Inner {
             instance,
-            images,
-            driver: choice.driver,
-            vmm_name: choice.name,
+            images: Images::new(&config.image_dir),
+            driver,
+            vmm_name,
             boot_id: boot_id.trim().to_owned(),
             disk_dir,
             snapshots: Snapshots::new(&config.state_dir),
