@@ -1,12 +1,16 @@
 //! Requests and responses that are nobody's attack, and authorities that are.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Request;
 use roost_domain::audit::{Action, Scheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::lab::{self, Lab, Upstream, raw, raw_tls};
+use tokio::sync::Barrier;
+
+use crate::lab::{self, Guest, Lab, Upstream, raw, raw_tls};
 
 async fn api(lab: &Lab) -> Upstream {
     Upstream::https(&lab.upstream_root, &["api.example.com"], 443, &["h2", "http/1.1"]).await
@@ -220,5 +224,41 @@ fn d25_a_guest_that_asks_before_it_sends_is_told_to_go_on() {
         assert_eq!(answer.await, b"HTTP/1.1 200");
         let seen = upstream.seen().remove(0);
         assert_eq!((&seen.body[..], seen.headers.contains_key("expect")), (&b"body"[..], false));
+    });
+}
+
+#[test]
+fn a_guest_with_many_requests_at_once_keeps_its_upstream_connections() {
+    const AT_ONCE: usize = 48;
+    lab::run(|lab| async move {
+        let (opened, together) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(AT_ONCE)));
+        let connections = Arc::clone(&opened);
+        // Nobody is answered before all have asked.
+        raw(80, move |mut stream| {
+            connections.fetch_add(1, Ordering::Relaxed);
+            let together = Arc::clone(&together);
+            async move {
+                let mut request = [0; 2048];
+                while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                    together.wait().await;
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                }
+            }
+        })
+        .await;
+        // A connection goes back a moment after its answer, so some wave, not the very next, finds all of them.
+        for _ in 0..20 {
+            let before = opened.load(Ordering::Relaxed);
+            let ask = async |guest: Guest| {
+                let stream = guest.connect("api.example.com", 80).await;
+                let request = Request::get("/").header("host", "api.example.com");
+                assert_eq!(guest.send_http1(stream, request, "").await.status, 200);
+            };
+            futures::future::join_all((0..AT_ONCE).map(|_| ask(lab.guest.clone()))).await;
+            if opened.load(Ordering::Relaxed) == before {
+                return;
+            }
+        }
+        panic!("every wave of {AT_ONCE} requests opens connections anew: {opened:?} by now");
     });
 }

@@ -28,7 +28,9 @@ use crate::egress::tls::{HandshakeError, Offer, Sessions};
 use crate::egress::{Host, Services, upstream};
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-const MAX_IDLE_PER_HOST: usize = 16;
+/// A guest that has more requests under way at once than this opens connections, each with a handshake, for nothing.
+/// What one request can leave idle is one connection, so that a greater number gives a hostile guest no more of them.
+const MAX_IDLE_PER_HOST: usize = 64;
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_HEADERS: usize = 128;
 
