@@ -50,8 +50,8 @@ pub(super) struct Measured {
 impl Load {
     /// Loads one proxy for a while. An answer that is no 2xx is an error.
     ///
-    /// Nothing answered at all happens where the disk of the audit journal stands still: other work on the machine.
-    /// That spell says nothing about the proxy; it is repeated, and that is said.
+    /// Where other work takes the machine, a spell may be over before the connections are open. It says nothing
+    /// about the proxy; it is repeated, and that is said.
     pub(super) fn run(&self, place: &Place, way: Way, spell: Duration) -> anyhow::Result<Measured> {
         for _ in 0..STALLS_MAX {
             let measured = self.run_once(place, way, spell)?;

@@ -61,6 +61,9 @@ impl Place {
         };
         place.write_files(&text("address")?)?;
         place.link()?;
+        for thread in [place.guest, place.world] {
+            reuse_ports(thread)?;
+        }
         place.serve("proxy", proxy_core)?;
         place.serve("upstream", other_core)?;
         for way in [Way::Egress, Way::Nginx] {
@@ -195,6 +198,13 @@ fn inside(thread: u64) -> Command {
     let mut command = program::command("nsenter");
     command.arg(format!("--net=/proc/{thread}/ns/net"));
     command
+}
+
+/// New connections by the thousand each second would use up the ports of a minute.
+fn reuse_ports(thread: u64) -> anyhow::Result<()> {
+    let mut command = inside(thread);
+    command.args(["sh", "-c", "echo 1 >/proc/sys/net/ipv4/tcp_tw_reuse"]);
+    program::run(command, b"")?.success("tcp_tw_reuse").map(drop)
 }
 
 fn ip(thread: u64, words: &str) -> anyhow::Result<()> {
