@@ -8,6 +8,8 @@
 
 use subtle::ConstantTimeEq;
 
+use crate::sabotage::Defence;
+
 /// Shorter tokens are refused: they can only come from a mistake of the host.
 pub const TOKEN_BYTES_MIN: usize = 16;
 pub const TOKEN_BYTES_MAX: usize = 512;
@@ -32,7 +34,7 @@ struct Token(Vec<u8>);
 
 impl Token {
     fn matches(&self, other: &str) -> bool {
-        self.0.ct_eq(other.as_bytes()).into()
+        bool::from(self.0.ct_eq(other.as_bytes())) || Defence::GuestToken.is_off()
     }
 }
 
@@ -109,7 +111,7 @@ impl ClaimState {
         if !holder.token.matches(old) {
             return Err(Error::WrongToken);
         }
-        if epoch <= holder.epoch {
+        if epoch <= holder.epoch && !Defence::GuestEpoch.is_off() {
             return Err(Error::StaleEpoch);
         }
         let previous = holder.token.clone();

@@ -17,6 +17,7 @@ pub mod mount;
 pub mod net;
 pub mod path;
 pub mod reap;
+mod sabotage;
 pub mod server;
 pub mod service;
 pub mod sys;

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
+use roost_domain::sabotage::Defence;
 
 use super::cgroup::{self, Cgroup, Entrance};
 use super::jail::{Jail, check};
@@ -135,7 +136,7 @@ pub fn spawn(spec: Spawn<'_>) -> Result<Process, Error> {
         descriptors,
         procs,
         report: park(&report_out).map_err(prepare)?,
-        uid: spec.uid,
+        uid: if Defence::VmmUser.is_off() { 0 } else { spec.uid },
     };
     drop(report_out);
     let (pid, pidfd) = clone_into(cgroup.as_ref(), &prepared)
@@ -181,7 +182,8 @@ fn read_report(pipe: OwnedFd) -> Option<(Step, io::Error)> {
 
 /// Makes the process; it never returns from here.
 fn clone_into(cgroup: Option<&OwnedFd>, prepared: &Prepared) -> io::Result<(u32, OwnedFd)> {
-    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET;
+    let network = if Defence::VmmNetwork.is_off() { 0 } else { libc::CLONE_NEWNET };
+    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | network;
     let namespaces = namespaces | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     let mut pidfd: RawFd = -1;
     // SAFETY: an all-zero clone_args is a valid value of this plain C structure.

@@ -50,7 +50,12 @@ pub fn init(settings: &Settings) -> Result<(), Error> {
         Format::Text => builder.try_init(),
         Format::Json => builder.json().flatten_event(true).try_init(),
     }
-    .map_err(|source| Error::Repeated { source })
+    .map_err(|source| Error::Repeated { source })?;
+    // Every daemon begins here, so none runs without a defence and keeps quiet about it.
+    if let Some(warning) = roost_domain::sabotage::announce() {
+        tracing::info!("{warning}");
+    }
+    Ok(())
 }
 
 fn choose_filter(settings: &Settings, variable: Option<String>) -> Result<EnvFilter, Error> {

@@ -15,6 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::sabotage::Defence;
 use crate::text::words;
 
 /// What a sandbox is to do.
@@ -163,7 +164,7 @@ impl Standing {
             return Receipt::Fenced;
         }
         if new.placement_epoch != old.placement_epoch {
-            if new.placement_epoch < old.placement_epoch {
+            if new.placement_epoch < old.placement_epoch && !Defence::PlacementEpoch.is_off() {
                 return Receipt::Stale;
             }
             self.desired = new;
@@ -171,10 +172,10 @@ impl Standing {
             return Receipt::Applied;
         }
         match new.generation.cmp(&old.generation) {
-            std::cmp::Ordering::Less => Receipt::Stale,
+            std::cmp::Ordering::Less if !Defence::WishOrder.is_off() => Receipt::Stale,
             std::cmp::Ordering::Equal if new.run == old.run => Receipt::Repeated,
             std::cmp::Ordering::Equal => Receipt::Contradicts,
-            std::cmp::Ordering::Greater => {
+            std::cmp::Ordering::Greater | std::cmp::Ordering::Less => {
                 self.desired = new;
                 // An adoption of seq 1 must not undo seq 2, which the scheduler has not seen. A user's call must.
                 match &mut self.local {
@@ -396,6 +397,24 @@ mod tests {
             adopted_seq: 0,
         };
         assert_eq!(standing.receive(again), Receipt::Applied);
+        assert_eq!(standing.target(), Some(Run::Running));
+    }
+
+    #[test]
+    fn an_older_wish_does_not_undo_a_newer_one() {
+        let mut standing = Standing::new(offer(Run::Running, 4, 0));
+        assert_eq!(standing.receive(offer(Run::Destroyed, 3, 0)), Receipt::Stale);
+        assert_eq!(standing.target(), Some(Run::Running));
+    }
+
+    #[test]
+    fn an_older_placement_is_not_followed() {
+        let placed = |placement_epoch, run| Offer {
+            desired: Desired { run, generation: 9, placement_epoch },
+            adopted_seq: 0,
+        };
+        let mut standing = Standing::new(placed(3, Run::Running));
+        assert_eq!(standing.receive(placed(2, Run::Destroyed)), Receipt::Stale);
         assert_eq!(standing.target(), Some(Run::Running));
     }
 

@@ -19,6 +19,7 @@ pub mod placeholder;
 pub mod presets;
 pub mod preview_host;
 pub mod resolver;
+pub mod sabotage;
 pub mod slug;
 pub mod spec;
 pub mod text;

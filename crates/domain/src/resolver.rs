@@ -11,6 +11,7 @@
 use crate::external_id::ExternalId;
 use crate::host_name::{Host, Pattern};
 use crate::id::{SandboxId, SecretId};
+use crate::sabotage::Defence;
 use crate::text::words;
 
 /// A step of the walk, in its order.
@@ -200,7 +201,7 @@ fn usable(step: Step, candidate: &Candidate, switch: EndUserCredentials, now_us:
         EndUserCredentials::Off => owner == Step::ExternalUser,
         EndUserCredentials::Strict => !matches!(step, Step::ExternalWorkspace | Step::Tenant),
     };
-    if is_switched_off {
+    if is_switched_off && !Defence::EndUserSwitch.is_off() {
         Err(Skipped::SwitchedOff)
     } else if !candidate.enabled {
         Err(Skipped::Disabled)

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::sabotage::Defence;
 use crate::text::words;
 
 /// Shortest random part.
@@ -205,13 +206,15 @@ impl Claims {
         }
         self.check_time(now_s)?;
         let opens = expected.kinds.contains(&self.typ);
-        if !opens || self.tenant != expected.tenant || self.rid != expected.resource {
+        let is_its_own = self.tenant == expected.tenant && self.rid == expected.resource;
+        if !(opens && is_its_own || Defence::TokenResource.is_off()) {
             return Err(Refusal::Resource);
         }
-        if self.generation < expected.generation {
+        if self.generation < expected.generation && !Defence::TokenRevocation.is_off() {
             return Err(Refusal::Revoked);
         }
-        if self.scopes.contains(&expected.scope) { Ok(()) } else { Err(Refusal::Scope) }
+        let is_granted = self.scopes.contains(&expected.scope) || Defence::TokenScope.is_off();
+        if is_granted { Ok(()) } else { Err(Refusal::Scope) }
     }
 
     /// The part of the judgement that changes while a connection is open.
@@ -219,7 +222,7 @@ impl Claims {
         if self.exp.saturating_sub(self.iat) > LIFETIME_S_MAX {
             return Err(Refusal::Lifetime);
         }
-        if now_s >= self.exp {
+        if now_s >= self.exp && !Defence::TokenExpiry.is_off() {
             return Err(Refusal::Expired);
         }
         if self.nbf.max(self.iat) > now_s + CLOCK_SKEW_S {

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use roost_domain::sabotage::Defence;
+
 use super::Error;
 
 /// What a key may do. `admin` includes everything.
@@ -84,7 +86,11 @@ impl Caller {
     pub fn require(&self, scope: Scope) -> Result<(), Error> {
         let granted =
             self.scopes.contains(&Scope::Admin) || scope.granted_by().iter().any(|s| self.scopes.contains(s));
-        if granted { Ok(()) } else { Err(Error::ScopeMissing { scope: scope.as_str() }) }
+        if granted || Defence::Scopes.is_off() {
+            Ok(())
+        } else {
+            Err(Error::ScopeMissing { scope: scope.as_str() })
+        }
     }
 
     /// Who did it, as audit rows name it: never the whole key.
@@ -99,7 +105,7 @@ impl Caller {
 
     /// True where a row of this workspace exists for the caller.
     pub fn sees_workspace(&self, workspace_id: &str) -> bool {
-        self.workspace_id.as_deref().is_none_or(|own| own == workspace_id)
+        self.workspace_id.as_deref().is_none_or(|own| own == workspace_id) || Defence::WorkspaceKey.is_off()
     }
 }
 

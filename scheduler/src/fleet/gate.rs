@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use roost_domain::sabotage::Defence;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
@@ -142,7 +143,7 @@ async fn admit(
     let Identity::Host { host_id, role } = identity else {
         return Err(Status::permission_denied("the scheduler may not call this"));
     };
-    if role != wanted {
+    if role != wanted && !Defence::RpcGate.is_off() {
         return Err(Status::permission_denied(format!("{} may not call this", role.word())));
     }
     let id = host_id.clone();

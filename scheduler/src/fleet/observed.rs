@@ -7,6 +7,7 @@
 use roost_domain::desired::{Adoption, Desired, Local, Report, Row as DesiredRow, Run};
 use roost_domain::id::ExecutionId;
 use roost_domain::lifecycle::State;
+use roost_domain::sabotage::Defence;
 use roost_proto::host as proto;
 
 use super::{event, wire};
@@ -38,7 +39,8 @@ pub(super) fn adopt(
 ) -> Result<Adopted, Error> {
     let ignored = Adopted::default();
     let Some(row) = sandbox::find_any(tx, &status.sandbox)? else { return Ok(ignored) };
-    let is_placed = row.host_id.as_deref() == Some(host_id) && row.placement_epoch == status.placement_epoch;
+    let is_placed = row.host_id.as_deref() == Some(host_id) && row.placement_epoch == status.placement_epoch
+        || Defence::HostOwnReports.is_off();
     let Some(state) = wire::state(status.state()).filter(|_| is_placed) else { return Ok(ignored) };
     let seen = observe(&row, host_id, status, state);
     if !is_news(&row, &seen) || !sandbox::record_observed(tx, &seen, now_us)? {

@@ -2,6 +2,8 @@
 //!
 //! A subject without a `quota` row has no limit; its use is counted all the same, so that a limit set later is right.
 
+use roost_domain::sabotage::Defence;
+
 use super::record::{self, record};
 use super::sandbox::Sandbox;
 use super::{Error, Tx, params};
@@ -131,6 +133,9 @@ pub fn count(tx: &mut Tx<'_>, sandbox: &Sandbox, amount: Amount) -> Result<(), E
 
 /// Adds for one subject if every limit that grows still holds: the decision is this statement. False = refused.
 pub fn reserve(tx: &mut Tx<'_>, subject: &Subject, amount: Amount) -> Result<bool, Error> {
+    if Defence::Quota.is_off() {
+        return Ok(true);
+    }
     let zero = "INSERT INTO quota_use (tenant_id, subject, subject_id, sandboxes, concurrent, vcpus, memory_mib, disk_mib)
         VALUES (?1, ?2, ?3, 0, 0, 0, 0, 0) ON CONFLICT DO NOTHING";
     let (tenant, kind, id) = (&subject.tenant_id, subject.subject, &subject.subject_id);

@@ -4,6 +4,7 @@ use caps::CapSet;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
+use roost_domain::sabotage::Defence;
 
 use super::Error;
 
@@ -15,7 +16,9 @@ pub(super) fn drop_to(uid: Uid, gid: Gid) -> Result<(), Error> {
     setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(errno("raise the limit of descriptors"))?;
     if geteuid().is_root() {
         // Needs CAP_SETPCAP, so before the uid changes.
-        caps::clear(None, CapSet::Bounding).map_err(capabilities("clear the bounding set"))?;
+        if !Defence::DataplaneBounds.is_off() {
+            caps::clear(None, CapSet::Bounding).map_err(capabilities("clear the bounding set"))?;
+        }
         setgroups(&[]).map_err(errno("clear the supplementary groups"))?;
         setresgid(gid, gid, gid).map_err(errno("change the gid"))?;
         setresuid(uid, uid, uid).map_err(errno("change the uid"))?;

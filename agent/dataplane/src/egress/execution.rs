@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use roost_domain::id::ExecutionId;
+use roost_domain::sabotage::Defence;
 use roost_proto::dataplane::Origin;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -134,8 +135,13 @@ impl Execution {
         listener.set_nonblocking(true).map_err(Error::Listener)?;
         let listener = TcpListener::from_std(listener).map_err(Error::Listener)?;
         let dns_socket = DnsSocket::new(sockets.dns).map_err(Error::DnsSocket)?;
+        let owner = if Defence::SocketIdentity.is_off() {
+            ExecutionId::from_ulid(roost_domain::Ulid::nil())
+        } else {
+            attachment.execution
+        };
         let subject = Subject {
-            execution: attachment.execution.to_string(),
+            execution: owner.to_string(),
             sandbox: attachment.sandbox.map(|sandbox| sandbox.to_string()).unwrap_or_default(),
             local: attachment.origin == Origin::Local,
             detached: AtomicBool::new(false),

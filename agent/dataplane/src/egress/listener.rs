@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use roost_daemon::telemetry::chain;
 use roost_domain::audit::{Scheme, reason};
+use roost_domain::sabotage::Defence;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::audit::{Call, Outcome};
@@ -128,7 +129,7 @@ async fn permit(execution: Arc<Execution>, dialled: SocketAddrV4) -> Option<Flow
         rule_id: None,
         execution,
     };
-    if flow.by_address && is_synthetic(*dialled.ip()) {
+    if flow.by_address && is_synthetic(*dialled.ip()) && !Defence::UnknownAddress.is_off() {
         let detail = "no name was ever looked up that has this address";
         flow.refuse(Scheme::Tcp, Outcome::rejected(reason::UNKNOWN_ADDRESS).with_detail(detail)).await;
         return None;

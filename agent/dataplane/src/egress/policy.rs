@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 use roost_domain::address::Floor;
 use roost_domain::audit::reason;
 use roost_domain::host_name::Pattern;
+use roost_domain::sabotage::Defence;
 use serde::Deserialize;
 
 use super::Host;
@@ -118,7 +119,8 @@ impl Policy {
         let covers =
             |rule: &&Rule| rule.host.matches(host) && (rule.ports.is_empty() || rule.ports.contains(&port));
         let mut matching = self.rules.iter().filter(covers);
-        if let Some(deny) = matching.clone().find(|rule| rule.effect == Effect::Deny) {
+        let deny = matching.clone().find(|rule| rule.effect == Effect::Deny);
+        if let Some(deny) = deny.filter(|_| !Defence::EgressPolicy.is_off()) {
             return refuse_by_rule(deny, host);
         }
         if let Some(allow) = matching.find(|rule| rule.effect == Effect::Allow) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use roost_domain::id::HostId;
+use roost_domain::sabotage::Defence;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -115,6 +116,9 @@ pub enum Caller {
 /// The caller behind a connection; `None` for everybody who may call no edge.
 pub fn find_caller(connection: &rustls::ServerConnection) -> Option<Caller> {
     let uri = find_uri(connection.peer_certificates()?.first()?)?;
+    if Defence::GatewayCaller.is_off() {
+        return Some(Caller::Scheduler);
+    }
     match uri.as_str() {
         SCHEDULER_URI => Some(Caller::Scheduler),
         other => find_host_id(other, Role::Edge).map(|_| Caller::Edge),

@@ -8,6 +8,7 @@ use roost_api::preview::{
     ActiveShare, MintPreviewToken, MintShare, MintedPreviewToken, MintedShare, MintedShareData, Visibility,
 };
 use roost_api::{OneTime, Timestamp};
+use roost_domain::sabotage::Defence;
 use roost_domain::token::{self, Claims, Kind, Scope as TokenScope};
 use sha2::{Digest as _, Sha256};
 
@@ -130,7 +131,8 @@ fn lifetime(given: &[Option<u64>], max_s: u64) -> Result<u64, Error> {
     if seconds < MIN_LIFETIME_S {
         return Err(Error::invalid("expires_in_sec", format!("at least {MIN_LIFETIME_S}")));
     }
-    if seconds > max_s { Err(Error::LifetimeExceedsPlan { seconds, limit: max_s }) } else { Ok(seconds) }
+    let is_too_long = seconds > max_s && !Defence::ShareLifetime.is_off();
+    if is_too_long { Err(Error::LifetimeExceedsPlan { seconds, limit: max_s }) } else { Ok(seconds) }
 }
 
 async fn max_lifetime(app: &App, caller: &Caller) -> Result<u64, Error> {

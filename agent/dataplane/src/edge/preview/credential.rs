@@ -6,6 +6,7 @@
 
 use http::header::{AUTHORIZATION, COOKIE, REFERER};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use roost_domain::sabotage::Defence;
 use roost_domain::token;
 
 use crate::config::CookieIsolation;
@@ -118,6 +119,9 @@ impl Names {
 
     /// Takes our credentials out of a request's headers, and under `Strict` the cookies of parent domains.
     pub(super) fn strip(&self, headers: &mut HeaderMap, isolation: CookieIsolation) {
+        if Defence::PreviewCredentials.is_off() {
+            return;
+        }
         headers.remove(&self.header);
         if headers.get(AUTHORIZATION).is_some_and(|value| self.find_bearer(value).is_some()) {
             headers.remove(AUTHORIZATION);
@@ -149,7 +153,8 @@ impl Names {
     fn is_kept(&self, cookie: &str, isolation: CookieIsolation) -> bool {
         let (name, value) = cookie.split_once('=').unwrap_or(("", cookie));
         let is_ours = name.trim().eq_ignore_ascii_case(&self.cookie) || self.is_token(value.trim());
-        let is_bound = isolation == CookieIsolation::Off || name.trim().starts_with("__Host-");
+        let is_loose = isolation == CookieIsolation::Off || Defence::CookieIsolation.is_off();
+        let is_bound = is_loose || name.trim().starts_with("__Host-");
         !cookie.is_empty() && !is_ours && is_bound
     }
 

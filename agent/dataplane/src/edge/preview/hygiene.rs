@@ -11,6 +11,7 @@ use http::header::{
     X_FRAME_OPTIONS,
 };
 use http::{HeaderMap, HeaderValue};
+use roost_domain::sabotage::Defence;
 
 const HOP_BY_HOP: [HeaderName; 7] =
     [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
@@ -70,6 +71,7 @@ pub(super) fn prepare_request(headers: &mut HeaderMap, client: Client<'_>) -> Re
     let claimed: Vec<HeaderName> = headers
         .keys()
         .filter(|name| CLAIMED_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix)))
+        .filter(|_| !Defence::ClientClaims.is_off())
         .cloned()
         .collect();
     claimed.iter().for_each(|name| drop(headers.remove(name)));
@@ -95,8 +97,12 @@ pub(super) fn prepare_response(headers: &mut HeaderMap, frame_ancestors: &[Strin
     headers.remove(STRICT_TRANSPORT_SECURITY);
     NOT_FOR_GUESTS.iter().for_each(|name| drop(headers.remove(*name)));
     replace_all(headers, CONTENT_SECURITY_POLICY, without_frame_ancestors);
-    replace_all(headers, SET_COOKIE, |cookie| host_only(cookie, our_cookie));
-    headers.append(CONTENT_SECURITY_POLICY, frame_policy(frame_ancestors));
+    if !Defence::GuestCookies.is_off() {
+        replace_all(headers, SET_COOKIE, |cookie| host_only(cookie, our_cookie));
+    }
+    if !Defence::FrameAncestors.is_off() {
+        headers.append(CONTENT_SECURITY_POLICY, frame_policy(frame_ancestors));
+    }
     headers.insert(ROBOTS, HeaderValue::from_static("noindex"));
 }
 

@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use lru::LruCache;
+use roost_domain::sabotage::Defence;
 use roost_domain::token::{self, Claims};
 use roost_proto::host::PublicKeys;
 use serde::Deserialize;
@@ -127,8 +128,11 @@ impl Verifier {
         validation.validate_exp = false;
         validation.validate_nbf = false;
         validation.validate_aud = false;
-        let claims =
-            jsonwebtoken::decode::<Claims>(parts.jwt, key, &validation).map_err(|_| Error::Signature)?.claims;
+        let decoded = match Defence::TokenSignature.is_off() {
+            true => jsonwebtoken::dangerous::insecure_decode::<Claims>(parts.jwt),
+            false => jsonwebtoken::decode::<Claims>(parts.jwt, key, &validation),
+        };
+        let claims = decoded.map_err(|_| Error::Signature)?.claims;
         let known = Arc::new(Remembered { claims: claims.clone(), key_not_after_us: *key_not_after_us });
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner).put(digest, known);
         Ok(claims)

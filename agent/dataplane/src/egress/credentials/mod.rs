@@ -16,6 +16,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use roost_daemon::telemetry::chain;
 use roost_domain::audit::{SecretUse, reason};
+use roost_domain::sabotage::Defence;
 use roost_proto::host::ResolveRequest;
 
 use super::Host;
@@ -72,7 +73,8 @@ pub(crate) async fn judge(asker: Asker<'_>, parts: &Parts) -> Result<Substitutio
     for occurrence in &found {
         *counts.entry(&occurrence.placeholder).or_default() += 1;
     }
-    if found.len() > MAX_PLACEHOLDERS || counts.values().any(|count| *count > MAX_OCCURRENCES) {
+    let is_crowded = found.len() > MAX_PLACEHOLDERS || counts.values().any(|count| *count > MAX_OCCURRENCES);
+    if is_crowded && !Defence::OccurrenceLimit.is_off() {
         let message = format!(
             "a request may hold one credential placeholder {MAX_OCCURRENCES} times and {MAX_PLACEHOLDERS} in all; \
              this one holds {}",
@@ -145,6 +147,9 @@ fn decide(
             Some(Lease::Credential(credential)) => {
                 judge_credential(host, tls, by_address, &occurrence.location, credential)
             }
+            Some(Lease::Foreign { reason }) if Defence::ForeignPlaceholder.is_off() => {
+                Verdict::Leave(reason.clone())
+            }
             Some(Lease::Foreign { reason }) => Verdict::Block(foreign(reason)),
             Some(Lease::None { reason }) => Verdict::Leave(reason.clone()),
             None => Verdict::Leave(String::new()),
@@ -192,7 +197,8 @@ fn judge_credential(
     if credential.unbound {
         return Verdict::Leave(reason::UNBOUND.to_owned());
     }
-    let bound = credential.hosts.iter().any(|pattern| pattern.matches(host));
+    let bound = credential.hosts.iter().any(|pattern| pattern.matches(host)) || Defence::HostBinding.is_off();
+    let by_address = by_address && !Defence::NamedHost.is_off();
     if !bound || by_address {
         let allowed: Vec<String> = credential.hosts.iter().map(ToString::to_string).collect();
         let message = match by_address && bound {
@@ -206,11 +212,11 @@ fn judge_credential(
         };
         return block(reason::BLOCKED_HOST, message);
     }
-    if !tls {
+    if !tls && !Defence::CredentialTls.is_off() {
         let message = format!("the secret {key} is only sent over TLS; use https://{host}");
         return block(reason::PLAINTEXT, message);
     }
-    if !location.allows_value(&credential.slots) {
+    if !location.allows_value(&credential.slots) && !Defence::HeaderSlots.is_off() {
         let message = format!(
             "the secret {key} stands in {}, where values are never put; use Authorization (Bearer, token or Basic), \
              X-Api-Key, Api-Key, X-Goog-Api-Key, Private-Token or a header named in the secret's slots",

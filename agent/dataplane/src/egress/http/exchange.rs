@@ -17,6 +17,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::client::legacy;
 use roost_daemon::telemetry::chain;
 use roost_domain::audit::{Scheme, SecretUse, reason};
+use roost_domain::sabotage::Defence;
 
 use super::body::{RequestBody, ResponseBody, ResponseRow, UpstreamBody};
 use super::check::{Checked, Place, check};
@@ -224,7 +225,8 @@ fn check_response(
     if switches && !(websocket && header::is_websocket(response.headers())) {
         return refuse(reason::UPSTREAM_PROTOCOL, "the upstream switched protocols without being asked");
     }
-    if !scrubs.is_empty() && !header::is_readable(response.headers()) {
+    let is_searched = !scrubs.is_empty() && !Defence::ReadableResponse.is_off();
+    if is_searched && !header::is_readable(response.headers()) {
         let message =
             "the upstream answered a request with a credential in an encoding that cannot be searched";
         return refuse(reason::UNREADABLE_RESPONSE, message);

@@ -8,6 +8,7 @@ use http::header::{
 };
 use http::{HeaderMap, header};
 use memchr::memmem;
+use roost_domain::sabotage::Defence;
 
 use crate::egress::scrub::Scrub;
 
@@ -37,7 +38,7 @@ pub(super) fn nominated(headers: &HeaderMap) -> Option<Vec<String>> {
 /// Removes what is for this hop only. `nominated` are the tokens of `Connection`.
 pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap, nominated: &[String]) {
     let trailers = headers.get(TE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    for token in nominated {
+    for token in nominated.iter().filter(|_| !Defence::NominatedHeaders.is_off()) {
         headers.remove(token.as_str());
     }
     for name in HOP_BY_HOP {

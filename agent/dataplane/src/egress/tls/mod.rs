@@ -14,6 +14,8 @@ pub(crate) mod authority;
 mod hello;
 mod inspected;
 mod leaf;
+#[cfg(feature = "sabotage")]
+mod unverified;
 pub(crate) mod upstream;
 
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use std::time::Duration;
 
 use roost_daemon::telemetry::chain;
 use roost_domain::audit::{Scheme, reason};
+use roost_domain::sabotage::Defence;
 use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsAcceptor;
@@ -88,7 +91,7 @@ fn choose_host(flow: &mut Flow, server_name: Option<Host>) -> Result<(), Outcome
     if server_name == flow.host {
         return Ok(());
     }
-    if !flow.by_address {
+    if !flow.by_address && !Defence::GreetingAgreement.is_off() {
         let detail = format!("the connection is for {}, its TLS greeting for {server_name}", flow.host);
         return Err(Outcome::rejected(reason::SNI_MISMATCH).with_detail(detail));
     }

@@ -141,6 +141,10 @@ fn client_config(provider: &Arc<CryptoProvider>, roots: RootCertStore) -> Result
     let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()
         .map_err(Error::Versions)?;
+    #[cfg(feature = "sabotage")]
+    if roost_domain::sabotage::Defence::UpstreamTls.is_off() {
+        return Ok(super::unverified::config(builder, provider));
+    }
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
