@@ -12,7 +12,7 @@ use roost_daemon::packet::{self, PacketSocket};
 use roost_proto::dataplane::{Attach, Detach, FromDataplane, GENERATION, Hello, ToDataplane};
 use support::agent::{self, Agent, Message, Reply};
 use support::namespace::Namespace;
-use support::process::Dataplane;
+use support::process::{self, Dataplane};
 use tokio_seqpacket::UnixSeqpacket;
 
 type Socket = PacketSocket<ToDataplane, FromDataplane>;
@@ -101,8 +101,7 @@ async fn requests_that_make_no_sense_are_refused_one_by_one() {
 async fn a_second_process_cannot_take_the_directories_of_the_first() {
     let process = Dataplane::start("edge", "");
     let config = process.directory().join("config.toml");
-    let second =
-        Command::new(env!("CARGO_BIN_EXE_roost-dataplane")).args(["edge", "--config"]).arg(config).output();
+    let second = Command::new(process::binary()).args(["edge", "--config"]).arg(config).output();
     let second = second.unwrap();
     let text = String::from_utf8_lossy(&second.stderr);
     assert!(!second.status.success() && text.contains("another process serves"), "{text}");

@@ -9,6 +9,7 @@ mod bench;
 mod licences;
 mod metadata;
 mod run;
+mod sabotage;
 mod tidy;
 
 use std::path::PathBuf;
@@ -42,6 +43,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Switches each defence off in turn and sees that a test fails for it.
+    Sabotage(sabotage::Options),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(&root),
         Command::Licences => licences::run(&root),
         Command::Bench { arguments } => bench::run(&root, arguments),
+        Command::Sabotage(options) => sabotage::run(&root, options),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -94,8 +94,15 @@ impl Place {
     }
 }
 
+/// Names a directory with binaries of another build, to be used instead.
+const BINARIES_VARIABLE: &str = "ROOST_TEST_BINARIES";
+
 /// The directory cargo puts binaries in: the one this program is in, or above it for a test program.
 fn find_binaries() -> anyhow::Result<PathBuf> {
+    if let Some(directory) = std::env::var_os(BINARIES_VARIABLE).filter(|directory| !directory.is_empty()) {
+        let directory = PathBuf::from(directory);
+        return directory.canonicalize().with_context(|| format!("no directory {}", directory.display()));
+    }
     let own = std::env::current_exe()?;
     let directory = own.parent().context("this program is in no directory")?;
     let directory = if directory.ends_with("deps") { directory.parent() } else { Some(directory) };

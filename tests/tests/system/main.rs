@@ -9,6 +9,7 @@ mod bench_egress;
 mod vm_bench_create;
 mod vm_boot;
 mod vm_clients;
+mod vm_egress;
 mod vm_exec;
 mod vm_identity;
 mod vm_leftover;

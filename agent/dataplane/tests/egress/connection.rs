@@ -33,7 +33,7 @@ async fn end_of(mut stream: TcpStream, bytes: &'static [u8]) -> ErrorKind {
 #[test]
 fn d3_an_address_that_was_never_given_for_a_name_is_refused() {
     lab::run(|lab| async move {
-        let end = ends(&lab, Ipv4Addr::new(198, 18, 0, 9), 443, b"").await;
+        let end = ends(&lab, Ipv4Addr::new(198, 18, 0, 9), 443, b"no greeting of TLS\n").await;
         assert_eq!(end, ErrorKind::ConnectionReset);
         let (intent, completion) = lab.only_row().await;
         assert_eq!((intent.host.as_str(), intent.port), ("198.18.0.9", 443));

@@ -35,6 +35,25 @@ async fn open_call(lab: &Lab) -> tokio::net::TcpStream {
 }
 
 #[test]
+fn inv_5_nothing_is_dialled_before_the_intent_is_written() {
+    lab::run(|lab| async move {
+        let journal = lab.directory.join("audit/shipped");
+        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        raw(6379, move |_| {
+            let written = told.send(lab::rows(&journal).len());
+            async move { written.unwrap() }
+        })
+        .await;
+        let mut stream = lab.guest.connect("api.example.com", 6379).await;
+        lab.guest.run(async move { stream.write_all(b"*1\r\n").await.unwrap() }).await;
+        let rows = tokio::time::timeout(Duration::from_secs(10), heard.recv()).await.expect("it is dialled");
+        assert_eq!(rows, Some(1), "rows on disk when the upstream heard of the call");
+        let (intent, _) = lab.only_row().await;
+        assert_eq!((intent.host.as_str(), intent.port), ("api.example.com", 6379));
+    });
+}
+
+#[test]
 fn e12_a_detach_ends_everything_and_its_rows() {
     lab::run(|lab| async move {
         silent_upstream(6379).await;

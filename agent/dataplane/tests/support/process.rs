@@ -64,8 +64,14 @@ impl Dataplane {
     }
 }
 
+/// The program of this build, or the one in the directory that the environment names: the same tests hold for it.
+pub(crate) fn binary() -> PathBuf {
+    let built = || PathBuf::from(env!("CARGO_BIN_EXE_roost-dataplane"));
+    std::env::var_os("ROOST_TEST_BINARIES").map_or_else(built, |dir| Path::new(&dir).join("roost-dataplane"))
+}
+
 fn spawn(role: &str, config: &Path) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_roost-dataplane"));
+    let mut command = Command::new(binary());
     command.args([role, "--config"]).arg(config).spawn().unwrap()
 }
 

@@ -1,6 +1,7 @@
 //! The rules of ARCHITECTURE.md that no compiler knows. Each has a test with a sample that fails it.
 
 mod dependency;
+mod feature;
 mod layer;
 mod layout;
 mod length;
@@ -48,6 +49,7 @@ fn of_tree(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for source in &tree.sources {
         findings.extend(layout::check(source));
+        findings.extend(feature::check(source));
         findings.extend(text::check(source));
         findings.extend(test_honesty::check(source));
         let Some(scan) = &source.scan else { continue };
