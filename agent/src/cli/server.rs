@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
+use prost::Message as _;
 use roost_daemon::health::Check;
 use roost_daemon::packet::{self, PacketSocket};
 use roost_domain::desired::{Desired, Offer, Run};
@@ -28,6 +29,8 @@ use crate::store::{self, Store};
 /// Operators' connections at one time.
 const CONNECTIONS_MAX: usize = 64;
 const PAGE_ROWS: usize = 100;
+/// Of a page of rows; the rest of a packet is its frame.
+const PAGE_MAX_BYTES: usize = packet::MESSAGE_MAX_BYTES - 1024;
 
 /// Why an operator's request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +121,15 @@ async fn converse(socket: PacketSocket<Reply, Request>, context: Context) -> Res
             }
         };
         let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        socket.send(&Reply { reply: Some(reply) }, &borrowed).await?;
+        match socket.send(&Reply { reply: Some(reply) }, &borrowed).await {
+            // Nothing was sent: whoever asked still hears why.
+            Err(error @ packet::Error::TooLarge { .. }) => {
+                let message = format!("the answer does not fit: {error}");
+                let failure = Failure { code: "internal".to_owned(), message };
+                socket.send(&Reply { reply: Some(Answer::Failure(failure)) }, &[]).await?;
+            }
+            sent => sent?,
+        }
     }
     Ok(())
 }
@@ -129,8 +140,8 @@ async fn answer(wish: Wish, context: &Context) -> Result<(Answer, Vec<OwnedFd>),
         Wish::Run(run) => plain(Answer::Sandbox(self::run(run, context).await?)),
         Wish::List(list) => {
             let all = context.manager.list().await?;
-            let page = all.iter().skip(list.offset as usize).take(PAGE_ROWS);
-            let sandboxes: Vec<_> = page.map(|sandbox| describe(sandbox, context)).collect();
+            let rows = all.iter().skip(list.offset as usize).take(PAGE_ROWS);
+            let sandboxes = fill_page(rows.map(|sandbox| describe(sandbox, context)));
             let more = list.offset as usize + sandboxes.len() < all.len();
             plain(Answer::Sandboxes(local::Sandboxes { sandboxes, more }))
         }
@@ -159,6 +170,17 @@ async fn answer(wish: Wish, context: &Context) -> Result<(Answer, Vec<OwnedFd>),
             plain(Answer::Console(bytes))
         }
     }
+}
+
+/// As many rows as one packet takes: their reasons are as long as the errors they tell of.
+fn fill_page(rows: impl Iterator<Item = local::Sandbox>) -> Vec<local::Sandbox> {
+    let mut bytes = 0;
+    let fits = |row: &local::Sandbox| {
+        // With the row's tag and length.
+        bytes += row.encoded_len() + 8;
+        bytes <= PAGE_MAX_BYTES
+    };
+    rows.take_while(fits).collect()
 }
 
 async fn run(wish: local::Run, context: &Context) -> Result<local::Sandbox, Error> {
@@ -313,5 +335,22 @@ fn describe(sandbox: &Sandbox, context: &Context) -> local::Sandbox {
         snapshot: sandbox.snapshot.map(|id| id.to_string()).unwrap_or_default(),
         local_cause: sandbox.standing.local.map(|local| local.cause.to_string()).unwrap_or_default(),
         execution: id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_page_of_long_rows_fits_into_a_packet() {
+        let row = || local::Sandbox { state_reason: "x".repeat(3000), ..local::Sandbox::default() };
+        let sandboxes = fill_page((0..PAGE_ROWS).map(|_| row()));
+        assert!((10..30).contains(&sandboxes.len()), "{}", sandboxes.len());
+        let page = Answer::Sandboxes(local::Sandboxes { sandboxes, more: true });
+        let (agent, operator) = PacketSocket::<Reply, Request>::pair().unwrap();
+        agent.send(&Reply { reply: Some(page) }, &[]).await.unwrap();
+        assert!(operator.recv().await.unwrap().is_some());
+        assert_eq!(fill_page([row()].into_iter()).len(), 1);
     }
 }

@@ -25,8 +25,8 @@ use crate::vmm::{self, AdoptSpec, Driver, Geometry, Vm};
 
 /// Roots that guests must trust, in the identity directory; not there before the host has joined.
 pub const EGRESS_ROOTS_FILE: &str = "egress-roots.pem";
-/// How many bytes of a guest's console are shown at most.
-const CONSOLE_MAX_BYTES: usize = 64 * 1024;
+/// How many bytes of a guest's console are shown at most: what one packet to the operator takes, with its frame.
+const CONSOLE_MAX_BYTES: usize = roost_daemon::packet::MESSAGE_MAX_BYTES - 1024;
 
 /// What this host is, apart from the data plane. Cheap to clone.
 #[derive(Clone)]
