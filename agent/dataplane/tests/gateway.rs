@@ -1,86 +1,22 @@
-//! The guest gateway from the agent's first packet to a guest that answers, and to guests that lie.
+//! The guest gateway from the agent's first packet to a guest that answers; for guests that lie see `lying`.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 mod support;
 
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hyper_util::rt::TokioIo;
-use roost_domain::id::{ExecutionId, SandboxId};
 use roost_proto::dataplane::{Detach, MoreSockets, Personalise, Quiesce};
 use roost_proto::guest::*;
 use roost_proto::host::GUEST_STATUS_METADATA;
-use roost_proto::host::gateway_client::GatewayClient;
 use support::agent::{self, Agent, Message, Reply};
+use support::attached::{Attached, LONG, TOKEN};
 use support::eventually;
 use support::guest::FakeGuest;
-use support::namespace::Namespace;
-use support::process::Dataplane;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
-
-const TOKEN: &str = "a-token-of-32-characters-or-more";
-const LONG: Duration = Duration::from_secs(20);
-
-/// The real process with one attached execution, not claimed.
-struct Attached {
-    _process: Dataplane,
-    agent: Agent,
-    namespace: Namespace,
-    execution: ExecutionId,
-    sandbox: SandboxId,
-}
-
-impl Attached {
-    async fn new() -> Self {
-        let process = Dataplane::start("edge", "");
-        let namespace = Namespace::new();
-        let (mut agent, holding) = Agent::connect(&process.control).await;
-        assert!(holding.executions.is_empty());
-        assert_eq!(holding.role, "edge");
-        let (execution, sandbox) = (agent::execution(), agent::sandbox());
-        let reply = agent.call(agent::attach(execution, sandbox, 1), namespace.dial_sockets(8)).await;
-        assert!(matches!(reply, Reply::Ack(_)), "{reply:?}");
-        Self { _process: process, agent, namespace, execution, sandbox }
-    }
-
-    async fn claim(&mut self) -> Reply {
-        self.agent.call(agent::claim(self.execution, TOKEN, LONG), Vec::new()).await
-    }
-
-    /// With a guest that answers, claimed.
-    async fn with_guest() -> (Self, FakeGuest) {
-        let mut this = Self::new().await;
-        let guest = FakeGuest::default();
-        guest.serve(this.namespace.listen(GUEST_RPC_PORT));
-        let reply = this.claim().await;
-        assert!(matches!(reply, Reply::Claimed(_)), "{reply:?}");
-        (this, guest)
-    }
-
-    async fn gateway(&mut self) -> GatewayClient<Channel> {
-        let (near, far) = StdUnixStream::pair().unwrap();
-        let reply = self.agent.call(agent::serve_gateway(self.execution), vec![OwnedFd::from(far)]).await;
-        assert!(matches!(reply, Reply::Ack(_)), "{reply:?}");
-        near.set_nonblocking(true).unwrap();
-        let mut near = Some(tokio::net::UnixStream::from_std(near).unwrap());
-        let connector = tower::service_fn(move |_: http::Uri| {
-            let near = near.take().map(TokioIo::new);
-            async move { near.ok_or_else(|| std::io::Error::other("one connection only")) }
-        });
-        let channel = Endpoint::from_static("http://edge.invalid").connect_with_connector(connector).await;
-        GatewayClient::new(channel.unwrap())
-    }
-}
 
 fn start() -> ExecInput {
     ExecInput {
@@ -270,7 +206,7 @@ async fn nobody_listening_is_a_timeout_at_the_deadline() {
 async fn what_is_attached_survives_the_agent_and_old_generations_are_refused() {
     let (mut attached, guest) = Attached::with_guest().await;
     // A hung agent is replaced by a new one.
-    let (mut next, holding) = Agent::connect(&attached._process.control).await;
+    let (mut next, holding) = Agent::connect(&attached.process.control).await;
     let held: Vec<_> =
         holding.executions.iter().map(|held| (held.execution.as_str(), held.attach_generation)).collect();
     assert_eq!(held, [(attached.execution.to_string().as_str(), 1)]);
@@ -315,88 +251,4 @@ async fn sockets_are_used_again_and_more_are_asked_for() {
     let more = Message::MoreSockets(MoreSockets { execution: next.to_string() });
     let reply = attached.agent.call(more, attached.namespace.dial_sockets(8)).await;
     assert!(matches!(reply, Reply::Ack(_)), "{reply:?}");
-}
-
-/// Accepts on the RPC port and hands every connection to `lie`.
-fn lying_guest<F>(attached: &Attached, lie: impl Fn(tokio::net::TcpStream) -> F + Send + 'static)
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let listener = attached.namespace.listen(GUEST_RPC_PORT);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(lie(stream));
-        }
-    });
-}
-
-fn resident_kib(attached: &Attached) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", attached._process.child.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_writes_garbage_for_ever_costs_no_memory() {
-    let mut attached = Attached::new().await;
-    lying_guest(&attached, |mut stream| async move {
-        let garbage = vec![0xa5; 64 * 1024];
-        while stream.write_all(&garbage).await.is_ok() {}
-    });
-    let before = resident_kib(&attached);
-    let reply =
-        attached.agent.call(agent::claim(attached.execution, TOKEN, Duration::from_secs(3)), vec![]).await;
-    assert!(matches!(&reply, Reply::Refused(refused) if refused.code == "guest_timeout"), "{reply:?}");
-    let grown = resident_kib(&attached).saturating_sub(before);
-    assert!(grown < 16 * 1024, "{grown} KiB");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_sends_endless_headers_costs_no_memory() {
-    let mut attached = Attached::new().await;
-    let flooding = Arc::new(AtomicBool::new(false));
-    let flag = flooding.clone();
-    lying_guest(&attached, move |mut stream| {
-        let flag = flag.clone();
-        async move {
-            let mut preface = vec![0; 24];
-            if stream.read_exact(&mut preface).await.is_err() {
-                return;
-            }
-            // SETTINGS, then interim answers (`:status 103`) on stream 1 without end.
-            let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-            let mut interim = vec![0, 0, 5, 1, 4, 0, 0, 0, 1, 0x08, 3];
-            interim.extend_from_slice(b"103");
-            let block = interim.repeat(1000);
-            if stream.write_all(&settings).await.is_err() {
-                return;
-            }
-            // On purpose only once the call is under way.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            flag.store(true, Ordering::Relaxed);
-            while stream.write_all(&block).await.is_ok() {}
-        }
-    });
-    let before = resident_kib(&attached);
-    let reply =
-        attached.agent.call(agent::claim(attached.execution, TOKEN, Duration::from_secs(4)), vec![]).await;
-    assert!(matches!(&reply, Reply::Refused(refused) if refused.code == "guest_timeout"), "{reply:?}");
-    assert!(flooding.load(Ordering::Relaxed));
-    let grown = resident_kib(&attached).saturating_sub(before);
-    assert!(grown < 32 * 1024, "{grown} KiB");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_accepts_and_says_nothing_is_given_up_at_the_deadline() {
-    let mut attached = Attached::new().await;
-    lying_guest(&attached, |stream| async move {
-        // Silent on purpose, longer than the deadline.
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        drop(stream);
-    });
-    let started = Instant::now();
-    let reply =
-        attached.agent.call(agent::claim(attached.execution, TOKEN, Duration::from_secs(1)), vec![]).await;
-    assert!(matches!(&reply, Reply::Refused(refused) if refused.code == "guest_timeout"), "{reply:?}");
-    assert!(started.elapsed() < Duration::from_secs(5));
 }

@@ -10,6 +10,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod app;
+pub(crate) mod attached;
 pub(crate) mod browser;
 pub(crate) mod fleet;
 pub(crate) mod guest;
