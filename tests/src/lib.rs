@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod browser;
+pub mod burden;
 pub mod image;
 pub mod poll;
 pub mod program;

@@ -19,7 +19,7 @@ const VALUE: &str = "s3cr3t-of-acme-5d1c0b7f";
 const USER: &str = "user-of-acme-71c0de";
 
 #[test]
-fn vm_secret_is_in_no_guest_no_file_no_answer_and_no_other_process() {
+fn vm_a20_a_secret_is_in_no_guest_no_file_no_answer_and_no_other_process() {
     let upstream = Upstream::start().unwrap();
     let allowed = Some(Allowed::from(&upstream));
     // Everything that libraries would say is said as well.
