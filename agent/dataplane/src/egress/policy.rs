@@ -91,6 +91,11 @@ pub fn never_exists(name: &Host) -> bool {
 }
 
 impl Policy {
+    /// Whether a name is one of a metadata service.
+    pub fn is_metadata(&self, name: &Host) -> bool {
+        self.floor.check_name(name).is_err()
+    }
+
     /// May the name be looked up: is there a port on which it may be reached?
     pub fn decide_name(&self, name: &Host) -> Decision {
         if let Err(refusal) = self.floor.check_name(name) {

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn d3_an_address_is_written_before_it_is_given() {
+    fn an_address_is_written_before_it_is_given() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("dns.map");
         let map = DnsMap::load(open(&path)).unwrap();
@@ -210,7 +210,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         /// Process deaths at any byte in between: a name keeps the address it was ever given.
         #[test]
-        fn d3_addresses_survive_restarts_and_torn_writes(
+        fn addresses_survive_restarts_and_torn_writes(
             runs in prop::collection::vec(prop::collection::vec(0u8..30, 0..12), 1..6),
             torn in prop::collection::vec("[a-z0-9. ]{0,20}", 6),
         ) {

@@ -117,10 +117,12 @@ impl Names for ExecutionNames<'_> {
         if name.as_str() == "localhost" || name.as_str().ends_with(".localhost") {
             return Verdict::Localhost;
         }
-        if policy::never_exists(name) {
+        let policy = self.execution.policy();
+        // Short names of metadata services have one label only, and are refused, which leaves a row.
+        if policy::never_exists(name) && !policy.is_metadata(name) {
             return Verdict::Absent;
         }
-        match self.execution.policy().decide_name(name) {
+        match policy.decide_name(name) {
             Decision::Permit { .. } => Verdict::Permitted,
             Decision::Refuse(refusal) => {
                 self.refused = Some((name.clone(), refusal.outcome()));
