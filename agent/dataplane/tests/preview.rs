@@ -721,7 +721,7 @@ async fn previews_are_served_over_ipv6_and_drain_when_asked_to_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn d12_any_edge_takes_any_preview_and_carries_it_to_its_owner_once() {
+async fn e11_any_edge_takes_any_preview_and_carries_it_to_its_owner_once() {
     let gateway: SocketAddr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut stage = Stage::with(&format!("[gateway]\nlisten = \"{gateway}\"\n"), 30_000).await;
     let owned =

@@ -55,7 +55,7 @@ fn sealing_again_changes_nothing() {
 }
 
 #[test]
-fn nothing_inside_can_reach_out() {
+fn e6_nothing_inside_can_reach_out() {
     let scratch = Scratch::new("noroute");
     let netns = netns::ensure(&scratch.names(1).netns).expect("made");
     seal::ensure(&netns).expect("sealed");
@@ -153,7 +153,7 @@ fn dial(target: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 #[test]
-fn every_connection_of_a_guest_meets_the_listener() {
+fn e4_e9_e10_every_connection_of_a_guest_meets_the_listener() {
     let scratch = Scratch::new("tproxy");
     let netns = netns::ensure(&scratch.names(1).netns).expect("made");
     seal::ensure(&netns).expect("sealed");
@@ -202,6 +202,13 @@ fn every_connection_of_a_guest_meets_the_listener() {
     wire.guest.run(forge).expect("inside");
     let (length, _) = dns.recv_from(&mut question).expect("heard");
     assert_eq!(&question[..length], b"honest");
+
+    // None of it is remembered: there is no table for a guest to fill. (No file: a kernel without such a table.)
+    let remembered = || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
+    match netns.run(remembered).expect("inside") {
+        Ok(count) => assert_eq!(count.trim(), "0", "tracked connections"),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error}"),
+    }
 }
 
 #[test]

@@ -141,7 +141,7 @@ fn labelled(row: &mut Sandbox) {
 }
 
 #[test]
-fn all_64_subsets_of_the_six_steps_resolve_in_order() {
+fn a12_all_64_subsets_of_the_six_steps_resolve_in_order() {
     on_both(|store| async move {
         let world = World::new(store).await;
         let workspace = world.owner.workspace.clone();
@@ -202,7 +202,7 @@ fn all_64_subsets_of_the_six_steps_resolve_in_order() {
 }
 
 #[test]
-fn placeholders_are_a_lineages_own_and_foreign_elsewhere() {
+fn a8_a9_placeholders_are_a_lineages_own_and_foreign_elsewhere() {
     on_both(|store| async move {
         let world = World::new(store.clone()).await;
         world.set(world.secret(Scope::Tenant, "sk-live-0123456789abcdef")).await.unwrap();
@@ -236,7 +236,7 @@ fn placeholders_are_a_lineages_own_and_foreign_elsewhere() {
 }
 
 #[test]
-fn a_fork_for_another_user_never_gets_the_parents_key() {
+fn a14_a_fork_for_another_user_never_gets_the_parents_key() {
     on_both(|store| async move {
         let world = World::new(store).await;
         world.set(world.secret(Scope::ExternalUser("alice".into()), "sk-live-of-alice-1234")).await.unwrap();
@@ -263,7 +263,7 @@ fn a_fork_for_another_user_never_gets_the_parents_key() {
 }
 
 #[test]
-fn rotation_disabling_expiry_and_removal_are_seen_at_the_next_question() {
+fn a10_rotation_disabling_expiry_and_removal_are_seen_at_the_next_question() {
     on_both(|store| async move {
         let world = World::new(store.clone()).await;
         let id = world.set(world.secret(Scope::Tenant, "sk-live-first-123456")).await.unwrap().secret.id;
@@ -364,7 +364,7 @@ fn one_key_per_owner_and_name_and_the_same_name_again_replaces() {
 }
 
 #[test]
-fn the_switch_stops_end_users_credentials_and_nothing_else() {
+fn a13_the_switch_stops_end_users_credentials_and_nothing_else() {
     on_both(|store| async move {
         let world = World::new(store).await;
         let user = world

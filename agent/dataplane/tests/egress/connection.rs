@@ -2,15 +2,18 @@
 
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::RecordType;
 use http::Request;
-use roost_dataplane::egress::Host;
+use roost_dataplane::egress::{Host, Settings};
 use roost_domain::audit::{Action, Scheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::lab::{self, Lab, PUBLIC, Upstream, raw};
+use crate::lab::{self, Lab, Options, PUBLIC, Upstream, raw};
 
 /// Connects, writes, and says how the connection ended.
 async fn ends(lab: &Lab, address: Ipv4Addr, port: u16, bytes: &'static [u8]) -> ErrorKind {
@@ -31,7 +34,7 @@ async fn end_of(mut stream: TcpStream, bytes: &'static [u8]) -> ErrorKind {
 }
 
 #[test]
-fn d3_an_address_that_was_never_given_for_a_name_is_refused() {
+fn an_address_that_was_never_given_for_a_name_is_refused() {
     lab::run(|lab| async move {
         let end = ends(&lab, Ipv4Addr::new(198, 18, 0, 9), 443, b"no greeting of TLS\n").await;
         assert_eq!(end, ErrorKind::ConnectionReset);
@@ -194,4 +197,62 @@ fn c18_what_is_no_host_name_is_no_host() {
     {
         assert!(Host::parse(text).is_err(), "{}", text.escape_debug());
     }
+}
+
+#[test]
+fn c13_every_metadata_service_is_refused_by_address_and_by_name() {
+    lab::run(|lab| async move {
+        let addresses = [
+            "169.254.169.254",
+            "169.254.170.2",
+            "169.254.170.23",
+            "169.254.169.123",
+            "169.254.0.23",
+            "100.100.100.200",
+            "168.63.129.16",
+            "192.0.0.192",
+        ];
+        for address in addresses {
+            let stream = lab.guest.connect_address((address.parse::<Ipv4Addr>().unwrap(), 80)).await.unwrap();
+            let request = Request::get("/latest/meta-data/").header("host", address);
+            assert_eq!(lab.guest.send_http1(stream, request, "").await.status, 403, "{address}");
+        }
+        let names = [
+            "metadata",
+            "instance-data",
+            "metadata.google.internal",
+            "x.metadata.google.internal",
+            "metadata.goog",
+            "metadata.azure.internal",
+            "instance-data.ec2.internal",
+        ];
+        for name in names {
+            let reply = lab.guest.query(Ipv4Addr::new(10, 0, 0, 1), &format!("{name}."), RecordType::A).await;
+            assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain, "{name}");
+        }
+        let rows = lab.complete_rows(addresses.len() + names.len()).await;
+        for (row, host) in rows.iter().zip(addresses.iter().chain(&names)) {
+            assert_eq!((row.intent.host.as_str(), row.rejected_by()), (*host, Some("denied_address")));
+            assert_eq!(row.completion.as_ref().unwrap().address, None, "refused before the dial");
+        }
+        assert_eq!(lab::LOOKUPS.load(Ordering::Relaxed), 0, "nobody was even asked for a name");
+    });
+}
+
+#[test]
+fn c14_e11_the_installation_s_own_public_addresses_are_closed_to_guests() {
+    let own_addresses = vec![format!("{PUBLIC}/32").parse().unwrap()];
+    let settings = Settings { own_addresses, ..Settings::default() };
+    lab::run_with(Options { settings, ..Options::default() }, |lab| async move {
+        let upstream = Upstream::http(80).await;
+        // A preview of another tenant, or the guest's own: by name, and by address.
+        let stream = lab.guest.connect("3000-mine.example.com", 80).await;
+        let request = Request::get("/").header("host", "3000-mine.example.com");
+        assert_eq!(lab.guest.send_http1(stream, request, "").await.status, 403);
+        assert_eq!(ends(&lab, PUBLIC, 9443, b"\0").await, ErrorKind::ConnectionReset);
+        for row in lab.complete_rows(2).await {
+            assert_eq!(row.rejected_by(), Some("denied_address"), "{row:?}");
+        }
+        assert_eq!(upstream.connections(), 0);
+    });
 }

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::Request;
 use roost_domain::audit::Action;
 use roost_proto::host::{Credential, LeaseChange, resolution::Outcome};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::lab::{self, Lab, Reply, SECRET, Upstream, credential, placeholder};
 
@@ -336,5 +337,51 @@ fn a17_a_value_that_would_change_the_request_is_not_put_into_it() {
         let reply = get(&lab, "api.example.com", "x-api-key", &ph).await;
         assert!(reply.status == 403 && reply.text().contains("invalid_value"), "{}", reply.text());
         assert_eq!(upstream.seen().len(), 0);
+    });
+}
+
+#[test]
+fn b11_a_redirect_is_the_guest_s_to_follow_and_takes_no_value_along() {
+    lab::run(|lab| async move {
+        let names = ["api.example.com", "other.example.com"];
+        lab::raw_tls(&lab.upstream_root, &names, 443, |mut stream| async move {
+            let mut request = [0; 4096];
+            let count = stream.read(&mut request).await.unwrap();
+            let request = String::from_utf8_lossy(&request[..count]).into_owned();
+            assert!(request.contains(SECRET) && request.contains("api.example.com"), "{request}");
+            let answer =
+                "HTTP/1.1 302 Found\r\nLocation: https://other.example.com/\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        })
+        .await;
+        let ph = bound(&lab, |_| {});
+        let reply = get(&lab, "api.example.com", "authorization", format!("Bearer {ph}")).await;
+        assert_eq!(
+            (reply.status.as_u16(), &reply.headers["location"]),
+            (302, &"https://other.example.com/".parse().unwrap())
+        );
+        assert_eq!(lab.complete_rows(1).await[0].intent.host, "api.example.com", "nothing followed it");
+        let followed = get(&lab, "other.example.com", "authorization", format!("Bearer {ph}")).await;
+        assert_eq!(followed.status, 403);
+        assert_secret_only_upstream(&lab, &[&reply, &followed]);
+    });
+}
+
+#[test]
+fn b15_a_placeholder_in_trailers_goes_nowhere() {
+    lab::run(|lab| async move {
+        let upstream = upstream(&lab).await;
+        let ph = bound(&lab, |_| {});
+        let stream = lab.guest.connect_tls("api.example.com", 443, &["http/1.1"]).await;
+        let request = format!(
+            "POST / HTTP/1.1\r\nHost: api.example.com\r\nTransfer-Encoding: chunked\r\nTrailer: x-api-key\r\n\r\n\
+             5\r\nhello\r\n0\r\nx-api-key: {ph}\r\n\r\n"
+        );
+        lab.guest.exchange(stream, request).await;
+        for seen in upstream.seen() {
+            assert_eq!(seen.body, "hello");
+            assert!(seen.trailers.is_empty() && !seen.headers.contains_key("x-api-key"), "{seen:?}");
+        }
+        lab.complete_rows(1).await;
     });
 }

@@ -1,6 +1,7 @@
 //! Names: whoever is asked, this host answers, from the address that was asked, and nothing is looked up.
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, Query, ResponseCode};
@@ -127,5 +128,36 @@ fn e8_a_flood_of_queries_is_answered_at_the_rate_of_the_execution() {
         });
         let answers = answers.await;
         assert!((100..=200).contains(&answers), "{answers} of 400: the burst and little more");
+    });
+}
+
+#[test]
+fn e8_a_tunnel_through_names_carries_nothing_out() {
+    lab::run(|lab| async move {
+        let upstream = lab::Upstream::http(80).await;
+        let long = |byte: &str, index: usize| format!("{}{index:02}", byte.repeat(61));
+        for index in 0..40 {
+            let name =
+                format!("{}.{}.{}.tunnel.example.net.", long("a", index), long("b", index), long("c", index));
+            for record_type in [RecordType::TXT, RecordType::NULL] {
+                let reply = lab.guest.query(GOOGLE, &name, record_type).await;
+                assert!(reply.answers.is_empty(), "{record_type}");
+            }
+        }
+        assert_eq!(
+            std::fs::read_to_string(lab.dns_map()).unwrap(),
+            "",
+            "no name of them was given an address"
+        );
+        assert_eq!(
+            (lab::LOOKUPS.load(Ordering::Relaxed), lab.rows().len()),
+            (0, 0),
+            "nothing left this host"
+        );
+        // Positive control: a lookup that leads somewhere is counted.
+        let stream = lab.guest.connect("api.example.com", 80).await;
+        let request = http::Request::get("/").header("host", "api.example.com");
+        assert_eq!(lab.guest.send_http1(stream, request, "").await.status, 200);
+        assert_eq!((lab::LOOKUPS.load(Ordering::Relaxed), upstream.connections()), (1, 1));
     });
 }

@@ -5,7 +5,8 @@ use roost_dataplane::control::Handler;
 use roost_domain::Ulid;
 use roost_domain::id::ExecutionId;
 
-use crate::lab::{self, Upstream};
+use crate::lab::{self, Upstream, raw};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[test]
 fn e1_upstream_connections_are_reused_within_an_execution_and_not_beyond() {
@@ -55,5 +56,39 @@ fn d12_a_length_lie_on_http2_ends_the_stream_and_spares_the_upstream() {
             lab.guest.https2("api.example.com", Request::get("https://api.example.com/"), "").await.status,
             200
         );
+    });
+}
+
+/// An upstream that answers each request twice: what comes unasked must be nobody's answer.
+#[test]
+fn e2_e3_an_answer_too_many_reaches_nobody() {
+    lab::run(|lab| async move {
+        raw(80, |mut stream| async move {
+            let (mut asked, mut buffer) = (0, [0; 4096]);
+            while let Ok(1..) = stream.read(&mut buffer).await {
+                asked += 1;
+                let answer =
+                    |text: &str| format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
+                let both = answer(&format!("own {asked}")) + &answer("poison");
+                if stream.write_all(both.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        })
+        .await;
+        let ask = async || {
+            let stream = lab.guest.connect("api.example.com", 80).await;
+            let request = Request::get("/").header("host", "api.example.com");
+            lab.guest.send_http1(stream, request, "").await.text().to_owned()
+        };
+        for _ in 0..5 {
+            assert_eq!(ask().await, "own 1", "each on a connection nobody used before");
+        }
+        lab.egress.detach(lab.attachment.execution).await;
+        let execution = ExecutionId::from_ulid(Ulid::generate());
+        let other = roost_dataplane::control::Attachment { execution, ..lab.attachment.clone() };
+        lab.egress.attach(other, lab.descriptors()).await.unwrap();
+        assert_eq!(ask().await, "own 1", "and none of it reaches the next execution");
+        lab.complete_rows(6).await;
     });
 }

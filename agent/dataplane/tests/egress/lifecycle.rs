@@ -96,7 +96,7 @@ fn e12_an_older_attach_is_refused_and_the_same_does_nothing() {
 }
 
 #[test]
-fn d3_names_keep_their_addresses_over_detach_and_attach() {
+fn names_keep_their_addresses_over_detach_and_attach() {
     lab::run(|lab| async move {
         let first = lab.guest.resolve("one.example.com").await;
         let second = lab.guest.resolve("two.example.com").await;
@@ -114,7 +114,7 @@ fn d3_names_keep_their_addresses_over_detach_and_attach() {
 }
 
 #[test]
-fn d20_the_agent_s_exceptions_lift_the_floor_for_one_name_and_port() {
+fn the_agent_s_exceptions_lift_the_floor_for_one_name_and_port() {
     lab::run(|lab| async move {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:8088").await.unwrap();
         tokio::spawn(async move {

@@ -17,6 +17,8 @@ mod connection;
 mod credentials;
 mod dns;
 mod fleet;
+mod frames;
+mod hoard;
 mod http;
 mod isolation;
 mod lifecycle;

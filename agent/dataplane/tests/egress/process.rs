@@ -101,7 +101,7 @@ fn the_confined_process_answers_resolves_dials_and_keeps_its_executions() {
 }
 
 #[test]
-fn a_connection_of_the_guest_ends_with_the_process() {
+fn e15_a_connection_of_the_guest_ends_with_the_process() {
     let world = World::build();
     lab::block_on(async {
         raw(6379, |mut stream| async move {

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use roost_dataplane::control::{self, Attachment, Handler};
@@ -28,12 +29,16 @@ pub(crate) use leases::{FakeLeases, SECRET, credential, placeholder};
 pub(crate) use upstream::{Upstream, raw, raw_tls};
 pub(crate) use world::{PUBLIC, World};
 
+/// Names that were looked up beyond this host, in this process.
+pub(crate) static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
+
 /// Answers for every name the tests use; nothing asks a real resolver.
 #[derive(Debug, Clone, Copy)]
 struct FakeResolver;
 
 impl roost_dial::Resolve for FakeResolver {
     async fn resolve(&self, host: &Host) -> std::io::Result<Vec<IpAddr>> {
+        LOOKUPS.fetch_add(1, Ordering::Relaxed);
         let public = IpAddr::V4(PUBLIC);
         match host.as_str() {
             "rebound.example.com" => Ok(vec![Ipv4Addr::LOCALHOST.into()]),

@@ -25,6 +25,7 @@ pub(crate) struct Seen {
     pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    pub(crate) trailers: HeaderMap,
 }
 
 /// An HTTP server that answers every request with 200, or what `answer` makes of its path.
@@ -96,7 +97,9 @@ impl Upstream {
 
     async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
-        let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let collected = body.collect().await.ok();
+        let trailers = collected.as_ref().and_then(|body| body.trailers().cloned()).unwrap_or_default();
+        let body = collected.map(|body| body.to_bytes()).unwrap_or_default();
         let target = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
         let seen = Seen {
             method: parts.method.to_string(),
@@ -104,6 +107,7 @@ impl Upstream {
             version: parts.version,
             headers: parts.headers,
             body,
+            trailers,
         };
         self.seen.lock().unwrap().push(seen);
         answer(&target)

@@ -54,6 +54,11 @@ impl World {
     pub(crate) fn build() -> Self {
         enter_fresh();
         ip("address add 93.184.216.34/32 dev lo");
+        Self::beside()
+    }
+
+    /// Another guest with a sandbox of its own, before the same internet.
+    pub(crate) fn beside() -> Self {
         let (guest_tid, guest_tids) = mpsc::channel();
         let (moved, is_moved) = mpsc::channel();
         let (guest, guests) = mpsc::channel();
