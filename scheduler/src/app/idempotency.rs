@@ -6,15 +6,18 @@
 //!   └─lost──▶ same request: wait for the answer · another request: refused
 //! ```
 //! The work runs in a task of its own, so a client that goes away neither stops it nor leaves the key
-//! claimed.
+//! claimed. An answer can be lost after the effect was committed (this process dies, the store breaks off), so what is
+//! made under a key has an id that follows from the claim: an attempt that runs again finds what the one before made.
 
 use std::time::Duration;
 
+use roost_domain::Ulid;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::{App, Caller, Error};
 use crate::store::idempotency::{self, Idempotency};
+use crate::store::{self, Tx};
 
 pub const MAX_KEY_BYTES: usize = 255;
 const KEPT_US: i64 = 24 * 3600 * 1_000_000;
@@ -23,6 +26,9 @@ const OWNER_LIVES_US: i64 = 180_000_000;
 /// How long a repeat waits for the first one's answer.
 const JOIN_PATIENCE: Duration = Duration::from_secs(55);
 const JOIN_POLL: Duration = Duration::from_millis(20);
+/// A write of ours whose outcome is not known is asked again: left alone it would keep the key claimed.
+const WRITE_ATTEMPTS: u32 = 3;
+const WRITE_PAUSE: Duration = Duration::from_millis(50);
 
 /// An answer as it is stored and sent again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +52,7 @@ pub struct Ticket {
     tenant_id: String,
     key: String,
     owner: String,
+    effect: Ulid,
 }
 
 /// What makes two requests the same: who calls, what for, with which body.
@@ -63,26 +70,26 @@ pub async fn claim(app: &App, caller: &Caller, key: &str, request_sha256: Vec<u8
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
         return Err(Error::invalid("Idempotency-Key", format!("1 to {MAX_KEY_BYTES} bytes")));
     }
-    let ticket = Ticket {
+    let mut ticket = Ticket {
         tenant_id: caller.tenant_id.clone(),
         key: key.to_owned(),
         owner: uuid::Uuid::new_v4().to_string(),
+        effect: Ulid::nil(),
     };
     let deadline = Instant::now() + JOIN_PATIENCE;
     loop {
         let now_us = app.now_us();
         let row = ticket.row(request_sha256.clone(), now_us);
-        let (won, found) = app
-            .store
-            .write(move |tx| {
-                let won = idempotency::claim(tx, &row, now_us)?;
-                Ok((won, idempotency::find(tx, &row.tenant_id, &row.key)?))
-            })
-            .await?;
-        if won {
-            return Ok(Claim::Won(ticket));
-        }
+        let (won, found) = write(app, move |tx| {
+            let won = idempotency::claim(tx, &row, now_us)?;
+            Ok((won, idempotency::find(tx, &row.tenant_id, &row.key)?))
+        })
+        .await?;
         match found {
+            Some(row) if won => {
+                ticket.effect = effect(&row);
+                return Ok(Claim::Won(ticket));
+            }
             Some(row) if row.request_sha256 != request_sha256 => return Err(Error::IdempotencyKeyReused),
             Some(Idempotency { status: Some(status), body, .. }) => {
                 let status = u16::try_from(status).unwrap_or(500);
@@ -92,6 +99,37 @@ pub async fn claim(app: &App, caller: &Caller, key: &str, request_sha256: Vec<u8
         }
         wait_for_answer(app, &ticket, deadline).await?;
     }
+}
+
+/// Writes what may be written twice, again if it is not known whether it was.
+async fn write<T, F>(app: &App, work: F) -> Result<T, store::Error>
+where
+    T: Send + 'static,
+    F: Fn(&mut Tx<'_>) -> Result<T, store::Error> + Clone + Send + 'static,
+{
+    let mut attempt = 1;
+    loop {
+        match app.store.write(work.clone()).await {
+            Err(error) if error.is_transient() && attempt < WRITE_ATTEMPTS => {
+                tokio::time::sleep(WRITE_PAUSE * attempt).await;
+                attempt += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// The id of what is made under a claim: the same for every attempt, another for a key that is used anew.
+fn effect(row: &Idempotency) -> Ulid {
+    let mut digest = Sha256::new();
+    for part in [row.tenant_id.as_bytes(), row.key.as_bytes(), &row.request_sha256] {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    }
+    digest.update(row.created_us.to_le_bytes());
+    let mut random = [0u8; 16];
+    random.copy_from_slice(&digest.finalize()[..16]);
+    Ulid::from_parts(u64::try_from(row.created_us / 1000).unwrap_or(0), u128::from_be_bytes(random))
 }
 
 /// Reads until the key has an answer or nobody, so that a joined call does not keep the writer busy.
@@ -111,6 +149,11 @@ async fn wait_for_answer(app: &App, ticket: &Ticket, deadline: Instant) -> Resul
 }
 
 impl Ticket {
+    /// The id of what the work makes, if it makes something.
+    pub fn effect(&self) -> Ulid {
+        self.effect
+    }
+
     fn row(&self, request_sha256: Vec<u8>, now_us: i64) -> Idempotency {
         Idempotency {
             tenant_id: self.tenant_id.clone(),
@@ -128,23 +171,14 @@ impl Ticket {
     /// Stores the answer, or gives the key back where the same request may do better later.
     pub async fn finish(self, app: &App, answer: &Answer, is_final: bool) -> Result<(), Error> {
         let answer = answer.clone();
-        app.store
-            .write(move |tx| {
-                if is_final {
-                    idempotency::complete(
-                        tx,
-                        &self.tenant_id,
-                        &self.key,
-                        &self.owner,
-                        answer.status,
-                        &answer.body,
-                    )
-                    .map(|_| ())
-                } else {
-                    idempotency::abandon(tx, &self.tenant_id, &self.key, &self.owner)
-                }
-            })
-            .await?;
-        Ok(())
+        let done = write(app, move |tx| {
+            let Ticket { tenant_id, key, owner, .. } = &self;
+            if is_final {
+                idempotency::complete(tx, tenant_id, key, owner, answer.status, &answer.body).map(|_| ())
+            } else {
+                idempotency::abandon(tx, tenant_id, key, owner)
+            }
+        });
+        Ok(done.await?)
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use roost_domain::Ulid;
 
 use super::error::Failure;
 use super::request;
@@ -28,19 +29,20 @@ pub(super) struct Call {
     pub(super) body: Bytes,
 }
 
-/// Runs `work` once for the key in `headers`, or always where there is none.
-pub(super) async fn once<F>(
+/// Runs `work` once for the key in `headers`, or always where there is none. It gets the id of what it makes.
+pub(super) async fn once<W, F>(
     app: Arc<App>,
     caller: Caller,
     headers: &HeaderMap,
     call: Call,
-    work: F,
+    work: W,
 ) -> Result<Response, Failure>
 where
+    W: FnOnce(Ulid) -> F,
     F: Future<Output = Result<Response, Failure>> + Send + 'static,
 {
     let Some(key) = headers.get(KEY) else {
-        return work.await;
+        return work(Ulid::generate()).await;
     };
     let key = key.to_str().map_err(|_| Error::invalid("Idempotency-Key", "visible ASCII"))?;
     let fingerprint = idempotency::fingerprint(&caller, call.method, &call.target, &call.body);
@@ -51,6 +53,7 @@ where
             Ok(response)
         }
         Claim::Won(ticket) => {
+            let work = work(ticket.effect());
             // A task of its own: the client may go away, the work and its answer may not.
             let task = tokio::spawn(request::within(request::current_id(), async move {
                 let done = work.await;

@@ -11,6 +11,7 @@ use roost_api::sandbox::{
     WaitParameters,
 };
 use roost_api::{Data, ErrorEnvelope, List};
+use roost_domain::id::SandboxId;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -62,8 +63,9 @@ async fn create_sandbox(
     let patience = wait::parse_patience(parameters.wait.as_deref())?;
     let call = Call { method: "POST", target: "/sandboxes".to_owned(), body };
     let (work_app, work_caller) = (app.clone(), caller.clone());
-    let work = async move {
-        let data = create::create(&work_app, &work_caller, request, patience).await?;
+    let work = move |effect| async move {
+        let id = SandboxId::from_ulid(effect);
+        let data = create::create(&work_app, &work_caller, id, request, patience).await?;
         let status =
             if sandbox::is_transitional(data.state) { StatusCode::ACCEPTED } else { StatusCode::CREATED };
         Ok((status, Json(Data { data })).into_response())
@@ -238,7 +240,7 @@ async fn change_run(
 ) -> Result<Response, Failure> {
     let call = Call { method: "POST", target: format!("/sandboxes/{id}/{decision:?}"), body };
     let (work_app, work_caller) = (app.clone(), caller.clone());
-    let work = async move {
+    let work = move |_| async move {
         let data = run::change(&work_app, &work_caller, &id, decision).await?;
         let status = if sandbox::is_transitional(data.state) { StatusCode::ACCEPTED } else { StatusCode::OK };
         Ok((status, Json(Data { data })).into_response())

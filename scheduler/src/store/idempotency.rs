@@ -28,7 +28,7 @@ record! {
 }
 
 /// True if the caller now owns the key: there was no row, or one that is over, or one whose owner vanished while
-/// running the same request.
+/// running the same request. Asking again as the same owner is true again.
 pub fn claim(tx: &mut Tx<'_>, row: &Idempotency, now_us: i64) -> Result<bool, Error> {
     let over = "DELETE FROM idempotency WHERE tenant_id = ?1 AND key = ?2 AND expires_us <= ?3";
     tx.execute(over, params![&row.tenant_id, &row.key, now_us])?;
@@ -36,7 +36,8 @@ pub fn claim(tx: &mut Tx<'_>, row: &Idempotency, now_us: i64) -> Result<bool, Er
         return Ok(true);
     }
     let take_over = "UPDATE idempotency SET owner = ?4, owner_until_us = ?5
-        WHERE tenant_id = ?1 AND key = ?2 AND request_sha256 = ?3 AND status IS NULL AND owner_until_us <= ?6";
+        WHERE tenant_id = ?1 AND key = ?2 AND request_sha256 = ?3 AND status IS NULL
+            AND (owner_until_us <= ?6 OR owner = ?4)";
     let params =
         params![&row.tenant_id, &row.key, &row.request_sha256, &row.owner, row.owner_until_us, now_us];
     record::changed(tx, take_over, params)
@@ -60,9 +61,11 @@ pub fn complete(
     record::changed(tx, sql, params![tenant, key, owner, status, body])
 }
 
-/// Gives the key back without an answer (429 and 5xx are never stored).
+/// Gives the key back without an answer (429 and 5xx are never stored). The row stays: its beginning says which
+/// effect belongs to the key, and a failure does not tell whether that happened.
 pub fn abandon(tx: &mut Tx<'_>, tenant: &str, key: &str, owner: &str) -> Result<(), Error> {
-    let sql = "DELETE FROM idempotency WHERE tenant_id = ?1 AND key = ?2 AND owner = ?3 AND status IS NULL";
+    let sql = "UPDATE idempotency SET owner_until_us = 0
+        WHERE tenant_id = ?1 AND key = ?2 AND owner = ?3 AND status IS NULL";
     tx.execute(sql, params![tenant, key, owner]).map(|_| ())
 }
 

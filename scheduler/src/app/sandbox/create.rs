@@ -21,16 +21,18 @@ const HOST_SILENCE_US: i64 = 90_000_000;
 /// How many suffixes a derived slug tries.
 const SLUG_ATTEMPTS: usize = 4;
 
-/// Makes a sandbox and, if asked, waits until it runs or has failed.
+/// Makes the sandbox with this id and, if asked, waits until it runs or has failed. One that exists was made by an
+/// earlier attempt of the same call, whose answer was lost.
 pub async fn create(
     app: &App,
     caller: &Caller,
+    id: SandboxId,
     request: CreateSandbox,
     patience: Option<Duration>,
 ) -> Result<Sandbox, Error> {
     caller.require(Scope::SandboxesWrite)?;
     let wish = wish::check(request)?;
-    let admission = Admission::prepare(app, caller, wish).await?;
+    let admission = Admission::prepare(app, caller, id, wish).await?;
     let row = app.store.decide(move |tx| admission.admit(tx)).await?;
     app.fleet.ensure_soon(&row.id);
     let row = match patience {
@@ -56,7 +58,7 @@ struct Admission {
 }
 
 impl Admission {
-    async fn prepare(app: &App, caller: &Caller, wish: Wish) -> Result<Self, Error> {
+    async fn prepare(app: &App, caller: &Caller, id: SandboxId, wish: Wish) -> Result<Self, Error> {
         let now_us = app.now_us();
         let hosts = app.store.read(move |tx| host::list_placeable(tx, now_us - HOST_SILENCE_US)).await?;
         if !hosts.is_empty() && !hosts.iter().any(|host| host.templates.contains(&wish.template)) {
@@ -67,7 +69,6 @@ impl Admission {
             memory_mib: wish.geometry.memory_mib,
             disk_mib: wish.geometry.disk_mib,
         };
-        let id = roost_daemon::ids::fresh::<SandboxId>();
         let suffix = |_| uuid::Uuid::new_v4().simple().to_string()[..6].to_owned();
         Ok(Self {
             hosts: placement::choose_hosts(&hosts, need),
@@ -83,6 +84,9 @@ impl Admission {
     }
 
     fn admit(&self, tx: &mut Tx<'_>) -> Result<Row, Error> {
+        if let Some(row) = table::find(tx, &self.caller.tenant_id, &self.id.to_string())? {
+            return Ok(row);
+        }
         let workspace = workspace::resolve_workspace(tx, &self.caller, &self.wish.workspace, &self.fresh)?;
         let project_fresh = Fresh { id: workspace::project_id(&self.fresh), ..self.fresh.clone() };
         let project = workspace::resolve_project(tx, &workspace, &self.wish.project, &project_fresh)?;
