@@ -17,5 +17,5 @@ pub mod pki;
 pub mod secret;
 pub mod serve;
 pub mod store;
-mod sweep;
+pub mod sweep;
 pub mod usage;

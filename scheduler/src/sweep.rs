@@ -54,7 +54,7 @@ pub(crate) async fn run(
 }
 
 /// Pauses or destroys what has run for as long as it was meant to.
-async fn end_overdue(app: &App) -> Result<(), Error> {
+pub async fn end_overdue(app: &App) -> Result<(), Error> {
     let now_us = app.now_us();
     let overdue = app.store.read(move |tx| sandbox::list_overdue(tx, now_us, OVERDUE_MAX)).await?;
     for row in overdue {

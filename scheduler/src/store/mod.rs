@@ -21,6 +21,7 @@ pub mod audit_log;
 pub mod egress_event;
 pub mod event;
 pub mod execution;
+pub mod fate;
 pub mod host;
 pub mod idempotency;
 mod postgres;
@@ -40,6 +41,7 @@ mod value;
 pub use tx::Tx;
 pub use value::{Row, Value, params};
 
+use fate::{Fate, Fates};
 use tx::Task;
 
 /// How many jobs may wait for a writer or a reader before callers wait themselves.
@@ -105,6 +107,7 @@ impl Error {
 #[derive(Debug, Clone)]
 pub struct Store {
     queues: Arc<Queues>,
+    fates: Option<Arc<dyn Fates>>,
 }
 
 #[derive(Debug)]
@@ -134,7 +137,7 @@ impl Store {
                 postgres::start(&url, connections, schema, write_jobs, read_jobs)?;
             }
         }
-        Ok(Store { queues: Arc::new(Queues { writes, reads }) })
+        Ok(Store { queues: Arc::new(Queues { writes, reads }), fates: None })
     }
 
     /// How many transactions wait: to write, to read.
@@ -158,7 +161,8 @@ impl Store {
         E: From<Error> + Send + 'static,
         F: Fn(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
     {
-        submit(&self.queues.writes, work).await
+        let fate = self.fates.as_ref().map_or(Fate::Heard, |fates| fates.of_write());
+        submit(&self.queues.writes, fate, work).await
     }
 
     /// Runs `work` on one consistent view of committed state.
@@ -177,22 +181,28 @@ impl Store {
         E: From<Error> + Send + 'static,
         F: Fn(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
     {
-        submit(&self.queues.reads, work).await
+        let fate = self.fates.as_ref().map_or(Fate::Heard, |fates| fates.of_read());
+        submit(&self.queues.reads, fate, work).await
     }
 }
 
-async fn submit<T, E, F>(queue: &mpsc::Sender<Box<dyn Task>>, work: F) -> Result<T, E>
+async fn submit<T, E, F>(queue: &mpsc::Sender<Box<dyn Task>>, fate: Fate, work: F) -> Result<T, E>
 where
     T: Send + 'static,
     E: From<Error> + Send + 'static,
     F: Fn(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
 {
     let (reply, answer) = oneshot::channel();
-    let task = tx::task(work, reply);
+    let task = match fate {
+        Fate::Heard | Fate::Unheard => tx::task(work, reply),
+        Fate::Rerun => tx::task(move |tx: &mut Tx<'_>| fate::rerun(tx, &work), reply),
+        Fate::Refused => return Err(Error::Closed.into()),
+    };
     match tokio::time::timeout(QUEUE_WAIT, queue.send(task)).await {
         Err(_) => return Err(Error::Busy.into()),
         Ok(Err(_)) => return Err(Error::Closed.into()),
         Ok(Ok(())) => {}
     }
-    answer.await.unwrap_or_else(|_| Err(Error::Closed.into()))
+    let answer = answer.await.unwrap_or_else(|_| Err(Error::Closed.into()));
+    if fate == Fate::Unheard { Err(Error::Closed.into()) } else { answer }
 }

@@ -23,6 +23,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::fault::plan::{Plan, Step};
+
 /// A process of a sandbox.
 type Name = (String, u32);
 type Answers<T> = ReceiverStream<Result<T, Status>>;
@@ -32,11 +34,12 @@ pub struct Guest {
     root: PathBuf,
     processes: Arc<Mutex<HashMap<Name, Process>>>,
     output: Arc<Mutex<HashMap<Name, Vec<u8>>>>,
+    plan: Plan,
 }
 
 impl Guest {
-    pub fn new(root: PathBuf) -> Guest {
-        Guest { root, processes: Arc::default(), output: Arc::default() }
+    pub fn new(root: PathBuf, plan: Plan) -> Guest {
+        Guest { root, processes: Arc::default(), output: Arc::default(), plan }
     }
 
     pub fn remove(&self, sandbox: &str) {
@@ -220,7 +223,7 @@ impl Gateway for Guest {
             return Err(Status::invalid_argument("the first message starts"));
         };
         let (out, receiver) = mpsc::channel(256);
-        let child = spawn(&home, &start);
+        let child = self.plan.around(Step::Exec, || spawn(&home, &start))?;
         let name = (sandbox, child.id().unwrap());
         let text = if start.shell.is_empty() { start.argv.join(" ") } else { start.shell.clone() };
         let process = Process {
@@ -313,8 +316,10 @@ impl Gateway for Guest {
                 bytes.extend_from_slice(&data);
             }
         }
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(&file, bytes).unwrap();
+        self.plan.around(Step::Upload, || {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(&file, &bytes).unwrap();
+        })?;
         Ok(Response::new(entry(&home, &file)?))
     }
 

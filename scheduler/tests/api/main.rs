@@ -9,6 +9,7 @@ mod conform;
 #[path = "../suite/engines.rs"]
 mod engines;
 mod events;
+mod fault;
 mod guest;
 mod host;
 mod idempotency;

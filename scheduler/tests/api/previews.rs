@@ -100,7 +100,7 @@ async fn a_minted_share_has_the_promised_shape_and_verifies_with_the_public_key(
     assert_eq!(issued[0]["metadata"], expected);
 }
 
-async fn verify(world: &World, jwt: &str) -> Claims {
+pub async fn verify(world: &World, jwt: &str) -> Claims {
     let kid = jsonwebtoken::decode_header(jwt).unwrap().kid.unwrap();
     let keys = world.app.vault.public_keys().await.unwrap();
     let key = keys.iter().find(|key| key.kid == kid).unwrap();

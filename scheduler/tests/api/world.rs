@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use http::{Method, Request};
 use http_body_util::BodyExt;
-use roost_daemon::clock::System;
+use roost_daemon::clock::{Clock, System};
 use roost_domain::id::{KeyId, TenantId};
 use roost_domain::placeholder::{DEFAULT_MARKER, Format};
 use roost_scheduler::app::{App, Brand, Limits, key};
@@ -38,11 +38,12 @@ pub struct World {
     /// A tenant's key with the scope admin.
     pub key: String,
     pub tenant: String,
-    _directory: tempfile::TempDir,
+    pub clock: Arc<dyn Clock>,
+    pub directory: tempfile::TempDir,
 }
 
 /// What came back.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Answer {
     pub status: u16,
     pub headers: http::HeaderMap,
@@ -90,27 +91,32 @@ impl World {
     }
 
     async fn build(store: Store, directory: tempfile::TempDir, memory_mib: u64) -> World {
+        World::with_clock(store, directory, memory_mib, Arc::new(System)).await
+    }
+
+    pub async fn with_clock(
+        store: Store,
+        directory: tempfile::TempDir,
+        memory_mib: u64,
+        clock: Arc<dyn Clock>,
+    ) -> World {
         let path = directory.path();
-        let (clock, now_us) = (Arc::new(System), roost_daemon::clock::now_us());
-        let pki = Arc::new(Pki::ensure(&path.join("pki"), None, now_us).unwrap());
-        let master = Vault::ensure_master_key(&path.join("master.key")).unwrap();
-        let format = Format::new(DEFAULT_MARKER, "miosa-tok-").unwrap();
-        let vault = Vault::new(store.clone(), clock.clone(), master, format);
-        let audit = Audit::in_directory(path.join("audit")).unwrap();
-        let settings = fleet::Settings {
-            issuer: "roost".into(),
-            token_prefix: "miosa_pv_".into(),
-            frame_ancestors: vec![],
-            revocation_bound: Duration::from_secs(30),
-        };
-        let fleet =
-            Fleet::new(store.clone(), clock.clone(), pki.clone(), vault.clone(), audit.clone(), settings);
-        let host = Host::start(&store, &pki, path.join("guests"), now_us, memory_mib).await;
-        let brand = Brand { preview_domain: "preview.test".into(), ..Brand::default() };
-        let app = App { store, clock, fleet, vault, audit, brand, limits: Limits::default() };
-        let app = Arc::new(app);
+        let (app, pki) = wire(store.clone(), path, clock.clone());
+        let host = Host::start(&store, &pki, path.join("guests"), clock.clone(), memory_mib).await;
         let (tenant, key) = add_tenant(&app, "one").await;
-        World { router: router(app.clone()), app, host, key, tenant, _directory: directory }
+        World { router: router(app.clone()), app, host, key, tenant, clock, directory }
+    }
+
+    /// Another scheduler on the same files and this store: what the one before kept in memory is gone.
+    pub fn restart(&mut self, store: Store) {
+        let (app, _) = wire(store, self.directory.path(), self.clock.clone());
+        self.router = router(app.clone());
+        self.app = app;
+    }
+
+    /// From now on everything is asked with the admin key of a new tenant.
+    pub async fn enter_tenant(&mut self, name: &str) {
+        (self.tenant, self.key) = add_tenant(&self.app, name).await;
     }
 
     /// Another tenant's admin key.
@@ -251,6 +257,26 @@ impl World {
         let rows = self.get(&format!("/audit-log?action={action}&limit=500")).await.expect(200).data();
         rows.as_array().unwrap().clone()
     }
+}
+
+/// A scheduler over this store with the authorities and keys of `path`, made there if they are not.
+fn wire(store: Store, path: &std::path::Path, clock: Arc<dyn Clock>) -> (Arc<App>, Arc<Pki>) {
+    // Certificates are compared with the machine's clock, whatever the test's says.
+    let pki = Arc::new(Pki::ensure(&path.join("pki"), None, roost_daemon::clock::now_us()).unwrap());
+    let master = Vault::ensure_master_key(&path.join("master.key")).unwrap();
+    let format = Format::new(DEFAULT_MARKER, "miosa-tok-").unwrap();
+    let vault = Vault::new(store.clone(), clock.clone(), master, format);
+    let audit = Audit::in_directory(path.join("audit")).unwrap();
+    let settings = fleet::Settings {
+        issuer: "roost".into(),
+        token_prefix: "miosa_pv_".into(),
+        frame_ancestors: vec![],
+        revocation_bound: Duration::from_secs(30),
+    };
+    let fleet = Fleet::new(store.clone(), clock.clone(), pki.clone(), vault.clone(), audit.clone(), settings);
+    let brand = Brand { preview_domain: "preview.test".into(), ..Brand::default() };
+    let app = App { store, clock, fleet, vault, audit, brand, limits: Limits::default() };
+    (Arc::new(app), pki)
 }
 
 async fn add_tenant(app: &App, name: &str) -> (String, String) {

@@ -27,6 +27,19 @@ pub fn on_both<F: Future<Output = ()>>(test: impl Fn(Store) -> F) {
 pub fn on_both_settings(test: impl Fn(Settings)) {
     let directory = tempfile::tempdir().unwrap();
     test(Settings::Sqlite { path: directory.path().join("scheduler.db") });
+    on_postgres_settings(test);
+}
+
+/// For tests whose SQLite half is elsewhere.
+#[allow(dead_code, reason = "not every package of tests has such")]
+pub fn on_postgres<F: Future<Output = ()>>(test: impl Fn(Store) -> F) {
+    on_postgres_settings(|settings| {
+        let store = Store::open(settings).unwrap();
+        runtime().block_on(test(store));
+    });
+}
+
+pub fn on_postgres_settings(test: impl Fn(Settings)) {
     let cluster = Cluster::find_or_start();
     let database = Database::create(&cluster.url);
     test(Settings::Postgres { url: database.url.clone(), connections: 6 });
