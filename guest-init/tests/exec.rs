@@ -281,6 +281,28 @@ async fn a_detached_process_outlives_its_call_and_can_be_signalled() {
     assert!(!again.into_inner().delivered, "it is gone");
 }
 
+/// The caller's connection breaks after the start was told; nothing of the output is lost to the one that comes back.
+#[tokio::test]
+async fn output_goes_on_while_nobody_is_connected() {
+    let (server, mut client) = Server::claimed().await;
+    let directory = tempfile::tempdir().expect("tempdir");
+    let done = directory.path().join("done");
+    let mut lost = server.client(harness::TOKEN).await;
+    let text = format!("seq 20000; echo > {}; seq 20001 20100; exit 4", done.display());
+    let mut stream =
+        begin(&mut lost, ExecStart { detach: true, ..shell(&text) }, Vec::new()).await.expect("started");
+    let pid = started(&mut stream).await;
+    drop((stream, lost));
+    eventually("it wrote on", || done.exists()).await;
+    let expected: String = (1..=20_100).map(|n| format!("{n}\n")).collect();
+    for _ in 0..2 {
+        let request = AttachRequest { pid, tail_bytes: 1 << 20, follow: true };
+        let ran = collect(client.attach(request).await.expect("attached").into_inner()).await.expect("ended");
+        assert!(ran.out() == expected, "{} of {} bytes", ran.stdout.len(), expected.len());
+        assert_eq!(ran.code(), 4);
+    }
+}
+
 #[tokio::test]
 async fn attaching_to_what_is_not_there_says_so() {
     let (_server, mut client) = Server::claimed().await;

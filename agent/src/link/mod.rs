@@ -8,6 +8,8 @@ mod identity;
 mod session;
 mod wire;
 
+pub use wire::draft;
+
 use std::path::PathBuf;
 
 pub use identity::Identity;

@@ -14,7 +14,7 @@ const DISK_MAX_MIB: u64 = 16 * 1024 * 1024;
 const ENVIRONMENT_MAX: usize = 256;
 
 /// What the scheduler wants of one sandbox, as the store takes it.
-pub(super) fn draft(request: EnsureRequest) -> Result<Draft, Error> {
+pub fn draft(request: EnsureRequest) -> Result<Draft, Error> {
     let malformed = |what: &str| Error::Malformed(format!("{what} of sandbox {:?}", request.sandbox));
     let id: SandboxId = request.sandbox.parse().map_err(|_| malformed("the id"))?;
     let desired = request.desired.ok_or_else(|| malformed("the desired state"))?;

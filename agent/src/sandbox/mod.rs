@@ -75,15 +75,7 @@ impl Manager {
             return Err(Error::Full);
         }
         let id = draft.id;
-        let sandbox = self
-            .context
-            .store
-            .write(move |tx| {
-                store::sandbox::ensure(tx, &draft)?;
-                store::sandbox::receive(tx, id, draft.offer)?;
-                store::sandbox::get(tx, id)
-            })
-            .await?;
+        let sandbox = self.context.store.write(move |tx| store::sandbox::accept(tx, &draft)).await?;
         self.wake(id);
         Ok(sandbox)
     }

@@ -25,6 +25,7 @@ impl From<&Sandbox> for SandboxStatus {
             local_cause: local.map(|local| local.cause.text().to_owned()).unwrap_or_default(),
             local_base_generation: local.map_or(0, |local| local.base_generation),
             local_run: local.map_or(host::Run::Unspecified, |local| to_run(local.run)).into(),
+            wanted_run: to_run(standing.desired.run).into(),
             changed_us: sandbox.changed_us,
             boot_path: sandbox.boot_path.map(|path| path.text().to_owned()).unwrap_or_default(),
             boot_us: sandbox.boot_us.unwrap_or_default(),

@@ -44,6 +44,19 @@ pub fn ensure(tx: &Transaction<'_>, draft: &Draft) -> Result<(), Error> {
     Ok(())
 }
 
+/// Takes a wish of the scheduler: a sandbox that is new gets its row, one that is not newer changes nothing. The wish
+/// for one that is gone is answered through the outbox too, since a scheduler restored from an older state may have
+/// forgotten that it is.
+pub fn accept(tx: &Transaction<'_>, draft: &Draft) -> Result<Sandbox, Error> {
+    ensure(tx, draft)?;
+    receive(tx, draft.id, draft.offer)?;
+    let sandbox = get(tx, draft.id)?;
+    if sandbox.state == State::Destroyed {
+        super::outbox::push_status(tx, draft.id)?;
+    }
+    Ok(sandbox)
+}
+
 /// Offers the sandbox a wish; what it is worth is decided by [`Standing::receive`] alone.
 pub fn receive(tx: &Transaction<'_>, id: SandboxId, offer: Offer) -> Result<Receipt, Error> {
     let mut standing = get(tx, id)?.standing;

@@ -126,8 +126,10 @@ pub enum Receipt {
     Stale,
     /// For a placement that was given up.
     Fenced,
-    /// Same generation, other content: the sender broke the contract.
+    /// Same generation, other content: the sender was restored from an older state and must decide anew.
     Contradicts,
+    /// The sandbox was wanted destroyed: nothing comes after that, whatever a restored sender remembers.
+    Destroyed,
 }
 
 /// Why a host may not make a local transition.
@@ -170,6 +172,9 @@ impl Standing {
             self.desired = new;
             self.local = None;
             return Receipt::Applied;
+        }
+        if old.run == Run::Destroyed && new.run != Run::Destroyed {
+            return Receipt::Destroyed;
         }
         match new.generation.cmp(&old.generation) {
             std::cmp::Ordering::Less if !Defence::WishOrder.is_off() => Receipt::Stale,
@@ -265,6 +270,25 @@ impl Row {
     pub fn replaced(&self, placement_epoch: u64) -> Self {
         let desired = Desired { generation: self.desired.generation + 1, placement_epoch, ..self.desired };
         Self { desired, adopted_seq: 0 }
+    }
+
+    /// The row to write because a host was told more than this scheduler remembers: it was restored from an older
+    /// state. What it remembers, and what was called since, is decided anew above what the host knows; only destroyed
+    /// is taken over, since nothing comes after it. `None` in every other case.
+    pub fn decide_recovery(&self, told: Desired) -> Option<Self> {
+        if told.placement_epoch != self.desired.placement_epoch {
+            return None;
+        }
+        if told.run == Run::Destroyed && self.desired.run != Run::Destroyed {
+            let generation = told.generation.max(self.desired.generation);
+            return Some(Self { desired: Desired { generation, ..told }, adopted_seq: 0 });
+        }
+        let contradicts = told.generation == self.desired.generation && told.run != self.desired.run;
+        if told.generation <= self.desired.generation && !contradicts {
+            return None;
+        }
+        let generation = told.generation.checked_add(1)?;
+        Some(Self { desired: Desired { generation, ..self.desired }, adopted_seq: 0 })
     }
 
     pub fn decide_adoption(&self, report: &Report) -> Adoption {
@@ -416,6 +440,32 @@ mod tests {
         let mut standing = Standing::new(placed(3, Run::Running));
         assert_eq!(standing.receive(placed(2, Run::Destroyed)), Receipt::Stale);
         assert_eq!(standing.target(), Some(Run::Running));
+    }
+
+    #[test]
+    fn a_restored_scheduler_decides_above_what_a_host_was_told() {
+        let row = |run, generation| Row { desired: offer(run, generation, 0).desired, adopted_seq: 0 };
+        let told = |run, generation| offer(run, generation, 0).desired;
+        let remembered = row(Run::Paused, 3);
+        assert_eq!(remembered.decide_recovery(told(Run::Paused, 3)), None);
+        assert_eq!(remembered.decide_recovery(told(Run::Running, 2)), None);
+        assert_eq!(remembered.decide_recovery(told(Run::Running, 7)), Some(row(Run::Paused, 8)));
+        assert_eq!(remembered.decide_recovery(told(Run::Running, 3)), Some(row(Run::Paused, 4)));
+        assert_eq!(remembered.decide_recovery(told(Run::Destroyed, 2)), Some(row(Run::Destroyed, 3)));
+        assert_eq!(
+            row(Run::Destroyed, 3).decide_recovery(told(Run::Running, 9)),
+            Some(row(Run::Destroyed, 10))
+        );
+        let elsewhere = Desired { placement_epoch: 2, ..told(Run::Running, 9) };
+        assert_eq!(remembered.decide_recovery(elsewhere), None);
+        assert_eq!(remembered.decide_recovery(told(Run::Running, u64::MAX)), None);
+    }
+
+    #[test]
+    fn a_host_does_not_bring_back_what_was_to_be_destroyed() {
+        let mut standing = Standing::new(offer(Run::Destroyed, 3, 0));
+        assert_eq!(standing.receive(offer(Run::Running, 4, 0)), Receipt::Destroyed);
+        assert_eq!(standing.target(), Some(Run::Destroyed));
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::store::quota::Amount;
 use crate::store::sandbox::{Observed, Sandbox};
 use crate::store::{Error, Tx, host, preview, quota, sandbox};
 
+/// No host was ever told a generation near it; one that says so does not get the column to overflow.
+const GENERATION_MAX: u64 = 1 << 62;
+
 /// What came of some reports.
 #[derive(Debug, Default)]
 pub(super) struct Adopted {
@@ -38,13 +41,18 @@ pub(super) fn adopt(
     now_us: i64,
 ) -> Result<Adopted, Error> {
     let ignored = Adopted::default();
-    let Some(row) = sandbox::find_any(tx, &status.sandbox)? else { return Ok(ignored) };
+    let Some(mut row) = sandbox::find_any(tx, &status.sandbox)? else { return Ok(ignored) };
     let is_placed = row.host_id.as_deref() == Some(host_id) && row.placement_epoch == status.placement_epoch
         || Defence::HostOwnReports.is_off();
     let Some(state) = wire::state(status.state()).filter(|_| is_placed) else { return Ok(ignored) };
+    let mut adopted = Adopted::default();
+    if let Some(recovered) = recover(tx, &row, status, now_us)? {
+        adopted = Adopted { changed: true, offers: vec![row.id.clone()] };
+        row = recovered;
+    }
     let seen = observe(&row, host_id, status, state);
     if !is_news(&row, &seen) || !sandbox::record_observed(tx, &seen, now_us)? {
-        return Ok(ignored);
+        return Ok(adopted);
     }
     if row.state != state.text() {
         follow(tx, &row, state)?;
@@ -52,7 +60,7 @@ pub(super) fn adopt(
         let reason = if seen.local_seq > 0 { &seen.local_cause } else { &seen.state_reason };
         event::record(tx, &row, state, reason, actor, now_us)?;
     }
-    let mut adopted = Adopted { changed: true, offers: vec![] };
+    adopted.changed = true;
     if adopt_local(tx, &row, status, now_us)? {
         adopted.offers.push(row.id.clone());
     }
@@ -60,6 +68,43 @@ pub(super) fn adopt(
         preview::remove_all(tx, &row.id, now_us)?;
     }
     Ok(adopted)
+}
+
+/// Where the host was told more than this store remembers: the row as it is after deciding above that.
+fn recover(
+    tx: &mut Tx<'_>,
+    row: &Sandbox,
+    status: &proto::SandboxStatus,
+    now_us: i64,
+) -> Result<Option<Sandbox>, Error> {
+    let (Some(wanted), Some(told)) = (Run::find(&row.desired_run), wire::run(status.wanted_run())) else {
+        return Ok(None);
+    };
+    if status.generation > GENERATION_MAX {
+        return Ok(None);
+    }
+    let (generation, placement_epoch) = (row.generation, row.placement_epoch);
+    let known = DesiredRow {
+        desired: Desired { run: wanted, generation, placement_epoch },
+        adopted_seq: row.adopted_seq,
+    };
+    let told = Desired { run: told, generation: status.generation, placement_epoch: status.placement_epoch };
+    let Some(new) = known.decide_recovery(told) else { return Ok(None) };
+    let Desired { run, generation: new_generation, .. } = new.desired;
+    if !sandbox::recover(tx, &row.id, generation, run.text(), new_generation, now_us)? {
+        return Ok(None);
+    }
+    tracing::warn!(
+        sandbox = row.id,
+        known = generation,
+        told = status.generation,
+        "a host was told more than this store remembers: was it restored?"
+    );
+    count(tx, row, wanted, run)?;
+    if run == Run::Destroyed {
+        preview::remove_all(tx, &row.id, now_us)?;
+    }
+    sandbox::find_any(tx, &row.id)
 }
 
 /// False for an exact repetition, which needs no write.

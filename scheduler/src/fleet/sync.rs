@@ -13,11 +13,8 @@ use crate::store::{host, sandbox};
 const STATUSES_MAX: usize = 20_000;
 
 impl Fleet {
-    pub(super) async fn sync(
-        &self,
-        host_id: &str,
-        request: proto::SyncRequest,
-    ) -> Result<proto::SyncReply, Status> {
+    /// Answers a host whose certificate said that it is `host_id`.
+    pub async fn sync(&self, host_id: &str, request: proto::SyncRequest) -> Result<proto::SyncReply, Status> {
         super::server::check_host(host_id, &request.host_id)?;
         if request.sandboxes.len() > STATUSES_MAX {
             return Err(Status::invalid_argument("more sandboxes than a host can hold"));

@@ -20,7 +20,8 @@ use crate::usage;
 const ROWS_MAX: usize = 2000;
 
 impl Fleet {
-    pub(super) async fn upload(
+    /// Takes rows of a host whose certificate said that it is `host_id`.
+    pub async fn upload(
         &self,
         host_id: &str,
         request: proto::UploadRequest,

@@ -172,6 +172,12 @@ pub fn was_placed(tx: &mut Tx<'_>, id: &str, epoch: u64, host: &str) -> Result<b
     Ok(tx.find_one(sql, params![id, epoch, host])?.is_some())
 }
 
+/// When the sandbox was given to the next host after that epoch, if it was.
+pub fn find_placement_end(tx: &mut Tx<'_>, id: &str, epoch: i64) -> Result<Option<i64>, Error> {
+    let sql = "SELECT from_us FROM placement WHERE sandbox_id = ?1 AND epoch > ?2 ORDER BY epoch LIMIT 1";
+    tx.find_one(sql, params![id, epoch])?.map(|row| row.int("from_us")).transpose()
+}
+
 pub fn find(tx: &mut Tx<'_>, tenant: &str, id: &str) -> Result<Option<Sandbox>, Error> {
     if Defence::Tenancy.is_off() {
         return find_any(tx, id);
@@ -268,7 +274,11 @@ pub fn set_placement(tx: &mut Tx<'_>, sandbox: &Sandbox, host: &str, now_us: i64
         adopted_seq = 0,
         memory_reserved_mib = memory_mib, disk_reserved_mib = disk_mib, execution_id = NULL, updated_us = ?4
         WHERE id = ?1 AND placement_epoch = ?3";
-    record::changed(tx, sql, params![&sandbox.id, host, sandbox.placement_epoch, now_us])
+    if !record::changed(tx, sql, params![&sandbox.id, host, sandbox.placement_epoch, now_us])? {
+        return Ok(false);
+    }
+    insert_placement(tx, &sandbox.id, sandbox.placement_epoch + 1, host, now_us)?;
+    Ok(true)
 }
 
 /// Notes what the sandbox now has reserved on its host; the host's sum is changed beside it.
@@ -400,6 +410,20 @@ pub fn record_observed(tx: &mut Tx<'_>, seen: &Observed, now_us: i64) -> Result<
         now_us
     ];
     record::changed(tx, &sql, params)
+}
+
+/// Puts what is wanted above what a host was told before this store was restored; false if it was changed meanwhile.
+pub fn recover(
+    tx: &mut Tx<'_>,
+    id: &str,
+    known_generation: u64,
+    run: &str,
+    generation: u64,
+    now_us: i64,
+) -> Result<bool, Error> {
+    let sql = "UPDATE sandbox SET desired_run = ?3, generation = ?4, adopted_seq = 0, updated_us = ?5
+        WHERE id = ?1 AND generation = ?2";
+    record::changed(tx, sql, params![id, known_generation, run, generation, now_us])
 }
 
 /// Makes a host's local transition the wanted state, by compare-and-set on the generation it was made under.

@@ -39,6 +39,11 @@ pub fn ingest(tx: &mut Tx<'_>, host_id: &str, delta: &proto::UsageDelta, now_us:
     if !is_its_own || !is_possible {
         return Ok(false);
     }
+    // A host that was given up and did not notice: the time after belongs to the next one.
+    let end_us = sandbox::find_placement_end(tx, &execution.sandbox_id, execution.placement_epoch)?;
+    if end_us.is_some_and(|end_us| delta.to_us > end_us) {
+        return Ok(false);
+    }
     let Some(owner) = sandbox::find_any(tx, &execution.sandbox_id)? else { return Ok(false) };
     let row = Delta {
         execution_id: execution.id,

@@ -9,7 +9,7 @@ use roost_proto::host as proto;
 use roost_proto::host::fleet_client::FleetClient;
 use roost_scheduler::store::quota::{self, Amount};
 use roost_scheduler::store::sandbox::{self, Sandbox};
-use roost_scheduler::store::{event, execution, host};
+use roost_scheduler::store::{audit_log, event, execution, host};
 use roost_scheduler::usage::{self, Grouping};
 use tonic::transport::Channel;
 
@@ -264,6 +264,91 @@ async fn an_executions_start_and_end_are_noted_as_they_come() {
     let id = scene.execution.clone();
     let found = scene.world.store.read(move |tx| execution::find(tx, &id)).await.unwrap().unwrap();
     assert_eq!((found.started_us, found.ended_us, found.end_cause.as_str()), (7, Some(9), "paused"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_host_measures_after_it_was_given_up_is_not_billed() {
+    let mut scene = Scene::new().await;
+    let next = scene.world.join().await;
+    let started = proto::ExecutionRow {
+        execution: scene.execution.clone(),
+        sandbox: scene.sandbox.id.clone(),
+        placement_epoch: 1,
+        started_us: scene.now_us() - 300_000_000,
+        ..Default::default()
+    };
+    scene.upload(vec![proto::outbox_row::Row::Execution(started)]).await;
+    let (row, moved_us) = (scene.row().await, delta(&scene, 0, 0, 100).to_us);
+    let to = next.id.clone();
+    let moved = scene.world.store.write(move |tx| sandbox::set_placement(tx, &row, &to, moved_us)).await;
+    assert!(moved.unwrap());
+    // The first minute is before it and comes late, the second crosses it, the third is after it.
+    let deltas = [(0, 0, 60), (1, 60, 120), (2, 120, 180)];
+    let deltas =
+        deltas.map(|(seq, from_s, to_s)| proto::outbox_row::Row::Usage(delta(&scene, seq, from_s, to_s)));
+    scene.upload(deltas.to_vec()).await;
+    scene.upload(deltas.to_vec()).await;
+    assert_eq!(report(&scene, Grouping::Sandbox).await.total.vcpu_alloc_us, 60_000_000);
+    // The next host's executions are the sandbox's own.
+    let theirs = fresh::<ExecutionId>().to_string();
+    let begun = proto::ExecutionRow {
+        execution: theirs.clone(),
+        sandbox: scene.sandbox.id.clone(),
+        placement_epoch: 2,
+        started_us: moved_us,
+        ..Default::default()
+    };
+    let used = proto::UsageDelta { execution: theirs, ..delta(&scene, 0, 100, 160) };
+    let rows = [proto::outbox_row::Row::Execution(begun), proto::outbox_row::Row::Usage(used)];
+    let rows = rows.into_iter().zip(1..).map(|(row, seq)| proto::OutboxRow { seq, row: Some(row) });
+    let request = proto::UploadRequest { host_id: next.id.clone(), rows: rows.collect() };
+    FleetClient::new(scene.world.channel(Some(&next.agent)).await).upload(request).await.unwrap();
+    assert_eq!(report(&scene, Grouping::Sandbox).await.total.vcpu_alloc_us, 120_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_sent_twice_and_out_of_order_counts_once() {
+    let mut scene = Scene::new().await;
+    let started = proto::ExecutionRow {
+        execution: scene.execution.clone(),
+        sandbox: scene.sandbox.id.clone(),
+        placement_epoch: 1,
+        started_us: scene.now_us() - 300_000_000,
+        ..Default::default()
+    };
+    let action = proto::OperatorAction {
+        sandbox: scene.sandbox.id.clone(),
+        action: "exec".into(),
+        actor: "root".into(),
+        time_us: scene.now_us(),
+        detail: "sh".into(),
+    };
+    let first = vec![
+        proto::outbox_row::Row::Status(scene.status(proto::State::Creating, 1, 1)),
+        proto::outbox_row::Row::Execution(started),
+        proto::outbox_row::Row::Usage(delta(&scene, 0, 0, 60)),
+        proto::outbox_row::Row::Operator(action),
+    ];
+    let second = vec![
+        proto::outbox_row::Row::Status(scene.status(proto::State::Running, 1, 2)),
+        proto::outbox_row::Row::Usage(delta(&scene, 1, 60, 120)),
+    ];
+    // The answer to the first is lost, so it comes again with what was added, and once more after that.
+    scene.upload(first.clone()).await;
+    scene.upload(first.iter().chain(&second).cloned().collect()).await;
+    scene.upload(second.clone()).await;
+    scene.upload(first.iter().rev().cloned().collect()).await;
+    assert_eq!(scene.row().await.state, "running", "an older report changes nothing");
+    assert_eq!(scene.events().await, ["sandbox.running"]);
+    assert_eq!(report(&scene, Grouping::Sandbox).await.total.cpu_used_us, 60_000_000);
+    let filter = audit_log::Filter {
+        tenant_id: scene.sandbox.tenant_id.clone(),
+        action: Some("operator.exec".into()),
+        limit: 10,
+        ..Default::default()
+    };
+    let audited = scene.world.store.read(move |tx| audit_log::list(tx, &filter)).await.unwrap();
+    assert_eq!(audited.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

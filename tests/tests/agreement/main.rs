@@ -1,0 +1,100 @@
+//! What is wanted and what is: the agent's real store and the scheduler's real transactions, over a network that
+//! loses, doubles and reorders their messages, with two hosts, restored backups on either side, and a move.
+//!
+//! Goal: both sides agree once messages flow, a call is never undone by an older report, at most one host serves, what
+//! was destroyed stays destroyed. Must not know rules of its own about who wins.
+
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod message;
+#[path = "../../../scheduler/tests/suite/rows.rs"]
+#[allow(dead_code, reason = "the scheduler's own tests use the rest")]
+mod rows;
+mod world;
+
+use std::sync::LazyLock;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use roost_domain::desired::Run;
+use tokio::runtime::Runtime;
+
+use message::Event;
+use world::{Side, World};
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+
+fn wanted() -> impl Strategy<Value = Run> {
+    prop_oneof![
+        6 => Just(Run::Running),
+        6 => Just(Run::Paused),
+        3 => Just(Run::Stopped),
+        1 => Just(Run::Destroyed),
+    ]
+}
+
+fn by_itself() -> impl Strategy<Value = Run> {
+    prop_oneof![Just(Run::Running), Just(Run::Paused), Just(Run::Stopped)]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let host = || 0usize..2;
+    prop_oneof![
+        3 => wanted().prop_map(Event::Call),
+        4 => (host(), by_itself()).prop_map(|(host, run)| Event::Local(host, run)),
+        4 => host().prop_map(Event::Act),
+        5 => host().prop_map(Event::Sync),
+        5 => host().prop_map(Event::Exchange),
+        5 => host().prop_map(Event::Upload),
+        1 => Just(Event::Move),
+        2 => Just(Event::BackUpScheduler),
+        2 => Just(Event::RestoreScheduler),
+        1 => host().prop_map(Event::BackUpHost),
+        1 => host().prop_map(Event::RestoreHost),
+        14 => any::<usize>().prop_map(Event::Deliver),
+        3 => any::<usize>().prop_map(Event::Lose),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn both_sides_agree_whatever_the_network_and_backups_do(events in vec(event(), 0..48)) {
+        RUNTIME.block_on(async {
+            let mut world = World::new(side().await).await;
+            for event in &events {
+                world.apply(*event).await;
+                world.check_serving().await;
+            }
+            world.settle().await;
+        });
+    }
+}
+
+/// One scheduler for all cases: each has a tenant and a sandbox of its own.
+async fn side() -> &'static Side {
+    static SIDE: tokio::sync::OnceCell<Side> = tokio::sync::OnceCell::const_new();
+    SIDE.get_or_init(Side::start).await
+}
+
+/// The case that a restore makes worst: the host knows a later wish, and the next call has the number it knows.
+#[test]
+fn a_call_after_a_restore_is_followed() {
+    RUNTIME.block_on(async {
+        let mut world = World::new(side().await).await;
+        let events = [
+            Event::Exchange(0),
+            Event::BackUpScheduler,
+            Event::Call(Run::Paused),
+            Event::Exchange(0),
+            Event::RestoreScheduler,
+            Event::Call(Run::Stopped),
+        ];
+        for event in events {
+            world.apply(event).await;
+        }
+        world.settle().await;
+        assert_eq!(world.row().await.desired_run, "stopped");
+    });
+}
