@@ -6,6 +6,16 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::Timestamp;
 
+/// One event of a stream. `event` names it, `data` is JSON.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct StreamedEvent {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub id: Option<String>,
+    pub event: String,
+    pub data: String,
+}
+
 /// One frame's data. The type is in here as well, since some clients lose the frame's own.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Event {

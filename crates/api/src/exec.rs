@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 /// Shell text, or a program with its arguments.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected shell text, or a list: a program and its arguments")]
 pub enum Command {
     Shell(String),
     Arguments(Vec<String>),

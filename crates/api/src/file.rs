@@ -33,6 +33,7 @@ impl From<WriteFileLegacy> for WriteFile {
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct WriteFiles {
+    #[serde(deserialize_with = "crate::object::list")]
     pub files: Vec<WriteFile>,
 }
 

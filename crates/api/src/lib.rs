@@ -13,6 +13,7 @@ pub mod event;
 pub mod exec;
 pub mod file;
 pub mod key;
+mod object;
 pub mod preview;
 pub mod process;
 pub mod quota;

@@ -33,8 +33,11 @@ pub struct SecretSettings {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PatchSettings {
+    #[serde(deserialize_with = "crate::object::one")]
     pub security: PatchSecuritySettings,
+    #[serde(deserialize_with = "crate::object::one")]
     pub previews: PatchPreviewSettings,
+    #[serde(deserialize_with = "crate::object::one")]
     pub secrets: PatchSecretSettings,
 }
 

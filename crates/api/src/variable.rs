@@ -13,6 +13,7 @@ pub struct Variable {
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SetVariables {
+    #[serde(deserialize_with = "crate::object::list")]
     pub vars: Vec<SetVariable>,
 }
 

@@ -13,6 +13,7 @@ pub const METADATA_BYTES_MAX: usize = 16 * 1024;
 /// Largest environment of a sandbox, names and values.
 pub const ENVIRONMENT_BYTES_MAX: usize = 64 * 1024;
 pub const ENVIRONMENT_NAME_BYTES_MAX: usize = 128;
+const EXCERPT_CHARS_MAX: usize = 64;
 
 /// Whether a guest port may be published.
 pub const fn is_publishable_port(port: u16) -> bool {
@@ -26,9 +27,24 @@ pub fn is_environment_name(text: &str) -> bool {
     starts_well && text.len() <= ENVIRONMENT_NAME_BYTES_MAX && text.bytes().all(is_allowed)
 }
 
+/// The beginning of what somebody sent, for saying what is wrong with it: an answer must not be as long as a request.
+pub fn excerpt(text: &str) -> String {
+    match text.char_indices().nth(EXCERPT_CHARS_MAX) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_excerpt_is_short_and_shows_that_it_is_one() {
+        assert_eq!(excerpt("short"), "short");
+        assert_eq!(excerpt(&"é".repeat(64)), "é".repeat(64));
+        assert_eq!(excerpt(&"é".repeat(65)), format!("{}…", "é".repeat(64)));
+    }
 
     #[test]
     fn environment_names() {

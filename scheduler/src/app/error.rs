@@ -87,7 +87,7 @@ pub enum Error {
     EnvironmentName { name: String },
     #[error("this widens what may receive the value: send the value again in the same call")]
     ValueRequired,
-    #[error("{name} is taken by another secret of the same scope and owner")]
+    #[error("{name} is taken: by another secret of the same scope and owner, or in the sandbox itself")]
     EnvironmentTaken { name: String },
     #[error("the secret belongs to somebody else than the sandbox; send its value too, or use their own")]
     SecretNotTheirs,

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use roost_api::key::{CreateKey, CreatedKey, Identity, Key, PatchKey};
 use roost_api::{OneTime, Timestamp};
 use roost_domain::id::KeyId;
+use roost_domain::limits;
 use roost_domain::token;
 use sha2::{Digest as _, Sha256};
 
@@ -81,6 +82,8 @@ pub fn generate(brand_prefix: &str, kind: &str) -> Result<(OneTime, String, Vec<
 pub async fn create(app: &App, caller: &Caller, request: CreateKey) -> Result<CreatedKey, Error> {
     caller.require(Scope::KeysWrite)?;
     let name = text::check_name("name", &request.name)?;
+    text::check_remark("description", request.description)?;
+    text::check_metadata(request.metadata.unwrap_or_default())?;
     let scopes = grantable(caller, request.scopes)?;
     let workspace_id = confine(caller, request.workspace_id)?;
     let now_us = app.now_us();
@@ -132,7 +135,7 @@ fn grantable(caller: &Caller, wanted: Option<Vec<String>>) -> Result<Vec<String>
         return Err(Error::invalid("scopes", "at least one, or leave the field out"));
     }
     for name in &names {
-        let scope = Scope::parse(name).ok_or_else(|| Error::TokenScope { scope: name.clone() })?;
+        let scope = Scope::parse(name).ok_or_else(|| Error::TokenScope { scope: limits::excerpt(name) })?;
         caller.require(scope)?;
     }
     Ok(names)

@@ -33,8 +33,8 @@ pub fn check_external_id(field: &'static str, value: Option<&str>) -> Result<Opt
 }
 
 /// A slug that the caller chose: taken as it is or refused.
-pub fn check_slug(slug: &str) -> Result<Slug, Error> {
-    Slug::parse(slug).map_err(|problem| Error::invalid("slug", problem.to_string()))
+pub fn check_slug(field: &str, slug: &str) -> Result<Slug, Error> {
+    Slug::parse(slug).map_err(|problem| Error::invalid(field, problem.to_string()))
 }
 
 /// The identity of a row, as the audit shows it.

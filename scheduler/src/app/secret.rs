@@ -31,7 +31,7 @@ pub async fn set(
         kind: check_kind(request.kind)?,
         allowed_hosts: request.allowed_hosts,
         slots: request.slots,
-        provider: request.provider,
+        provider: text::check_remark("provider", request.provider)?,
         expires_us: request.expires_at.map(Timestamp::as_micros),
         metadata: text::check_metadata(request.metadata.unwrap_or_default())?,
         sandbox_id: None,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use roost_domain::limits::excerpt;
 use roost_domain::limits::{
     ENVIRONMENT_BYTES_MAX, METADATA_BYTES_MAX, NAME_CHARS_MAX, TAG_BYTES_MAX, TAGS_MAX, is_environment_name,
 };
@@ -13,6 +14,10 @@ use super::Error;
 const MAX_METADATA_KEYS: usize = 50;
 const MAX_METADATA_KEY_CHARACTERS: usize = 64;
 const MAX_METADATA_VALUE_CHARACTERS: usize = 1024;
+/// Linux's own limit of a path.
+pub const GUEST_PATH_BYTES_MAX: usize = 4096;
+pub const GUEST_USER_BYTES_MAX: usize = 256;
+const REMARK_CHARACTERS_MAX: usize = 1024;
 const MAX_VARIABLES: usize = 256;
 const MAX_VARIABLE_BYTES: usize = 32 * 1024;
 
@@ -25,6 +30,25 @@ pub fn check_name(field: &str, name: &str) -> Result<String, Error> {
         ));
     }
     Ok(name.to_owned())
+}
+
+/// Free text that nothing here reads, like a description.
+pub fn check_remark(field: &str, remark: Option<String>) -> Result<Option<String>, Error> {
+    match &remark {
+        Some(text) if text.chars().count() > REMARK_CHARACTERS_MAX => {
+            Err(Error::invalid(field, format!("at most {REMARK_CHARACTERS_MAX} characters")))
+        }
+        _ => Ok(remark),
+    }
+}
+
+/// A directory or a user of the guest; empty where none is given. What it means is the guest's to say.
+pub fn check_guest_word(field: &str, word: Option<String>, bytes_max: usize) -> Result<String, Error> {
+    let word = word.unwrap_or_default();
+    if word.len() > bytes_max || word.contains('\0') {
+        return Err(Error::invalid(field, format!("at most {bytes_max} bytes and no zero byte")));
+    }
+    Ok(word)
 }
 
 /// Trims, drops doubles, keeps the order.
@@ -79,7 +103,7 @@ pub fn check_metadata(metadata: BTreeMap<String, Value>) -> Result<BTreeMap<Stri
 
 /// Letters, digits and `_`, not starting with a digit.
 pub fn check_variable_name(name: &str) -> Result<(), Error> {
-    if is_environment_name(name) { Ok(()) } else { Err(Error::EnvironmentName { name: name.to_owned() }) }
+    if is_environment_name(name) { Ok(()) } else { Err(Error::EnvironmentName { name: excerpt(name) }) }
 }
 
 pub fn check_environment(
@@ -94,7 +118,7 @@ pub fn check_environment(
         if value.len() > MAX_VARIABLE_BYTES || value.contains('\0') {
             return Err(Error::invalid(
                 format!("{field}.{name}"),
-                format!("at most {MAX_VARIABLE_BYTES} bytes, no zero byte"),
+                format!("a value has at most {MAX_VARIABLE_BYTES} bytes and no zero byte"),
             ));
         }
     }

@@ -182,7 +182,7 @@ pub async fn create(
     let name = text::check_name("name", &request.name)?;
     let external =
         label::check_external_id("external_workspace_id", request.external_workspace_id.as_deref())?;
-    let slug = request.slug.as_deref().map(label::check_slug).transpose()?;
+    let slug = request.slug.as_deref().map(|slug| label::check_slug("slug", slug)).transpose()?;
     let allow_duplicate = request.allow_duplicate_name.unwrap_or(false);
     let (fresh, caller) = (Fresh::new(app.now_us()), caller.clone());
     let audited =
@@ -231,14 +231,23 @@ pub async fn create_project(app: &App, caller: &Caller, request: CreateProject) 
     let name = text::check_name("name", &request.name)?;
     let wanted = Reference {
         slug: Some(match request.slug {
-            Some(slug) => label::check_slug(&slug)?.to_string(),
+            Some(slug) => label::check_slug("slug", &slug)?.to_string(),
             None => Slug::derive(&name).to_string(),
         }),
         external: label::check_external_id("external_project_id", request.external_project_id.as_deref())?,
         ..Reference::default()
     };
-    let in_workspace =
-        Reference { id: request.workspace_id, slug: request.workspace_slug, ..Reference::default() };
+    text::check_metadata(request.metadata.unwrap_or_default())?;
+    let workspace_slug = request
+        .workspace_slug
+        .as_deref()
+        .map(|slug| label::check_slug("workspace_slug", slug))
+        .transpose()?;
+    let in_workspace = Reference {
+        id: request.workspace_id,
+        slug: workspace_slug.map(|slug| slug.to_string()),
+        ..Reference::default()
+    };
     let (fresh, caller) = (Fresh::new(app.now_us()), caller.clone());
     let audited =
         audit::row(&caller, fresh.now_us, "project.created", "project", &fresh.id).with("name", &name);

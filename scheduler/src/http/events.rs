@@ -5,7 +5,7 @@ use axum::response::Response;
 use futures::StreamExt as _;
 use http::HeaderMap;
 use roost_api::ErrorEnvelope;
-use roost_api::event::{Event, EventParameters};
+use roost_api::event::EventParameters;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -26,7 +26,7 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
 /// Events of one sandbox from now on, or after `Last-Event-ID`.
 #[utoipa::path(get, path = "/sandboxes/{id}/events", tag = "events", params(EventParameters),
     responses(
-        (status = 200, content_type = "text/event-stream", body = Event),
+        (status = 200, content_type = "text/event-stream", body = roost_api::event::StreamedEvent),
         (status = "default", body = ErrorEnvelope),
     ))]
 async fn stream_sandbox_events(
@@ -42,7 +42,7 @@ async fn stream_sandbox_events(
 /// Events of everything the credential sees from now on, or after `Last-Event-ID`.
 #[utoipa::path(get, path = "/events/stream", tag = "events", params(EventParameters),
     responses(
-        (status = 200, content_type = "text/event-stream", body = Event),
+        (status = 200, content_type = "text/event-stream", body = roost_api::event::StreamedEvent),
         (status = "default", body = ErrorEnvelope),
     ))]
 async fn stream_events(

@@ -36,7 +36,7 @@ async fn exec(
 /// Runs a command; events `stdout` and `stderr` with one line each, then `exit`.
 #[utoipa::path(post, path = "/sandboxes/{id}/exec/stream", tag = "commands",
     responses(
-        (status = 200, content_type = "text/event-stream", body = String),
+        (status = 200, content_type = "text/event-stream", body = roost_api::event::StreamedEvent),
         (status = "default", body = ErrorEnvelope),
     ))]
 async fn stream_exec(

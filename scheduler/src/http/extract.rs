@@ -7,11 +7,14 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
+use roost_domain::limits::excerpt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::error::Failure;
 use super::request;
+use super::wording;
 use crate::app::{App, Caller, Error};
 
 /// The largest JSON body, except where files come in as base64.
@@ -108,76 +111,122 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    if std::str::from_utf8(bytes).is_err() {
+        return Err(Error::Malformed { problem: "the body is not UTF-8".to_owned() }.into());
+    }
     refuse_other_than_object(bytes)?;
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
-        refuse_json(&path, &error.into_inner())
+        refuse_json(&path, &error.into_inner(), bytes)
     })?;
-    deserializer.end().map_err(|error| refuse_json(".", &error))?;
-    Ok(value)
+    deserializer.end().map_err(|error| not_json(&error))?;
+    match has_zero_escape(bytes).then(|| find_zero(bytes)).flatten() {
+        Some(field) => Err(Error::invalid(excerpt(&field), "must not hold a zero byte").into()),
+        None => Ok(value),
+    }
 }
 
 /// Every body here is an object; serde would also take a list, as its fields in their order.
 fn refuse_other_than_object(bytes: &[u8]) -> Result<(), Failure> {
     let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
-    if first == Some(&b'{') {
-        return Ok(());
+    match first {
+        Some(b'{') => return Ok(()),
+        None => {
+            return Err(
+                Error::Malformed { problem: "the body is empty: send a JSON object".to_owned() }.into()
+            );
+        }
+        Some(_) => {}
     }
     match serde_json::from_slice::<serde::de::IgnoredAny>(bytes) {
         Ok(_) => Err(Error::invalid("body", "expected a JSON object").into()),
-        Err(error) => Err(refuse_json(".", &error)),
+        Err(error) => Err(not_json(&error)),
     }
 }
 
-fn refuse_json(path: &str, error: &serde_json::Error) -> Failure {
-    match error.classify() {
-        serde_json::error::Category::Data => {
-            // serde names the field of "missing field `x`" only in the text.
-            let field = if path == "." { "body" } else { path };
-            Error::invalid(field, without_position(&error.to_string())).into()
-        }
-        _ => Error::Malformed { problem: format!("the body is not JSON: {error}") }.into(),
+/// What is no JSON at all is told apart from JSON of another shape, which the reader's own verdict does not always do.
+fn refuse_json(path: &str, error: &serde_json::Error, bytes: &[u8]) -> Failure {
+    if let Err(error) = serde_json::from_slice::<Value>(bytes) {
+        return not_json(&error);
     }
+    let (field, problem) = wording::explain(path, &error.to_string());
+    Error::invalid(excerpt(&field), problem).into()
 }
 
-/// serde_json's texts end in the position, which says nothing about a field, and quote values, which may be
-/// secrets.
-fn without_position(text: &str) -> String {
-    let text = text.split(" at line ").next().unwrap_or(text);
-    match text.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected ")) {
-        Some((found, expected)) => {
-            format!("expected {expected}, got {}", found.split(['"', '`']).next().unwrap_or("").trim_end())
+fn not_json(error: &serde_json::Error) -> Failure {
+    Error::Malformed { problem: format!("the body is not JSON: {error}") }.into()
+}
+
+/// JSON can only hold a zero byte as this escape, or as one that follows an escaped backslash and is none.
+fn has_zero_escape(bytes: &[u8]) -> bool {
+    let backslashes = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\\');
+    backslashes.into_iter().any(|(at, _)| bytes[at..].starts_with(br"\u0000"))
+}
+
+/// The first text of the body with a zero byte in it. Neither a store nor a command line takes one, so no text may
+/// hold it but what a command reads.
+fn find_zero(bytes: &[u8]) -> Option<String> {
+    fn within(path: &str, value: &Value) -> Option<String> {
+        match value {
+            Value::String(text) if text.contains('\0') && path != "stdin" => Some(path.to_owned()),
+            Value::Array(items) => {
+                items.iter().enumerate().find_map(|(index, item)| within(&format!("{path}[{index}]"), item))
+            }
+            Value::Object(fields) => fields.iter().find_map(|(name, value)| {
+                let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                if name.contains('\0') { Some(below.replace('\0', "")) } else { within(&below, value) }
+            }),
+            _ => None,
         }
-        None => text.to_owned(),
     }
+    within("", &serde_json::from_slice(bytes).ok()?)
 }
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        refuse_unreadable(parts.uri.query().unwrap_or(""))?;
         match axum::extract::Query::<T>::from_request_parts(parts, state).await {
             Ok(axum::extract::Query(value)) => Ok(Self(value)),
             Err(rejection) => {
                 let text = rejection.body_text();
-                let problem = text.rsplit("query string: ").next().unwrap_or(&text).to_owned();
-                Err(Error::Malformed { problem: format!("query: {problem}") }.into())
+                let text = text.rsplit("query string: ").next().unwrap_or(&text);
+                let (path, text) = text.split_once(": ").unwrap_or((".", text));
+                let (field, problem) = wording::explain(path, text);
+                Err(Error::Malformed { problem: format!("query parameter {field}: {problem}") }.into())
             }
         }
     }
+}
+
+/// Refuses what would otherwise be read as something else: bytes that are no text, and zero bytes.
+fn refuse_unreadable(query: &str) -> Result<(), Failure> {
+    for pair in query.split('&') {
+        let name = pair.split('=').next().unwrap_or_default();
+        let bytes: Vec<u8> = percent_encoding::percent_decode_str(pair).collect();
+        let problem = match std::str::from_utf8(&bytes) {
+            Err(_) => "is not UTF-8",
+            Ok(text) if text.contains('\0') => "must not hold a zero byte",
+            Ok(_) => continue,
+        };
+        return Err(Error::Malformed { problem: format!("query parameter {name}: {problem}") }.into());
+    }
+    Ok(())
 }
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let unreadable = |problem: &str| Error::Malformed { problem: problem.to_owned() };
+        if parts.uri.path().contains("%00") {
+            return Err(unreadable("the path must not hold a zero byte").into());
+        }
         match axum::extract::Path::<T>::from_request_parts(parts, state).await {
             Ok(axum::extract::Path(value)) => Ok(Self(value)),
-            Err(_) => {
-                Err(Error::Malformed { problem: "the path holds something that cannot be read".to_owned() }
-                    .into())
-            }
+            Err(_) => Err(unreadable("the path must be UTF-8, percent-encoded").into()),
         }
     }
 }
@@ -215,12 +264,37 @@ mod tests {
         }
         let failure = parse::<Body>(br#"{"port": "hunter2"}"#).unwrap_err();
         let text = failure.error().to_string();
-        assert_eq!(text, "port: expected u32, got string");
+        assert_eq!(text, "port: expected a whole number from 0 to 4294967295, got a string");
         let failure = parse::<Body>(b"{}").unwrap_err();
-        assert_eq!(failure.error().to_string(), "body: missing field `port`");
+        assert_eq!(failure.error().to_string(), "port: is missing");
         assert!(matches!(parse::<Body>(b"{").unwrap_err().error(), Error::Malformed { .. }));
         assert_eq!(parse::<Body>(b" [1]").unwrap_err().error().to_string(), "body: expected a JSON object");
         assert!(matches!(parse::<Body>(b"[1").unwrap_err().error(), Error::Malformed { .. }));
         assert!(matches!(parse::<Body>(br#"{"port": 1} x"#).unwrap_err().error(), Error::Malformed { .. }));
+    }
+
+    #[test]
+    fn a_zero_byte_is_refused_where_it_is() {
+        let read =
+            |text: &str| parse::<Value>(text.as_bytes()).map_err(|failure| failure.error().to_string());
+        assert!(read(r#"{"a": "\\u0000", "stdin": "\u0000"}"#).is_ok());
+        for (text, field) in [
+            (r#"{"a": {"b": ["x", "y\u0000"]}}"#, "a.b[1]"),
+            (r#"{"a": {"stdin": "\u0000"}}"#, "a.stdin"),
+            (r#"{"a": {"\u0000b": 1}}"#, "a.b"),
+        ] {
+            assert_eq!(read(text).unwrap_err(), format!("{field}: must not hold a zero byte"));
+        }
+    }
+
+    #[test]
+    fn a_query_that_is_no_text_is_refused() {
+        assert!(refuse_unreadable("a=%C3%A4&b=%25ff").is_ok());
+        for (query, named) in
+            [("a=1&b=%ff", "b: is not UTF-8"), ("a=x%00", "a: must not hold"), ("%ff=1", "%ff: is not")]
+        {
+            let problem = refuse_unreadable(query).unwrap_err().error().to_string();
+            assert!(problem.contains(named), "{query}: {problem}");
+        }
     }
 }

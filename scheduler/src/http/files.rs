@@ -22,17 +22,22 @@ use crate::app::sandbox::files;
 
 pub(super) fn routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
-        .routes(routes!(write_file))
-        .routes(routes!(write_files))
-        .routes(routes!(write_file_legacy, list_files))
-        .routes(routes!(write_files_legacy))
-        .layer(DefaultBodyLimit::max(extract::MAX_FILE_BODY_BYTES))
         .routes(routes!(download_file))
         .routes(routes!(stat_file))
         .routes(routes!(stat_file_legacy))
         .routes(routes!(get_tree))
         .routes(routes!(watch_files))
         .routes(routes!(download_file_legacy))
+}
+
+/// Those whose bodies carry files.
+pub(super) fn upload_routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(write_file))
+        .routes(routes!(write_files))
+        .routes(routes!(write_file_legacy, list_files))
+        .routes(routes!(write_files_legacy))
+        .layer(DefaultBodyLimit::max(extract::MAX_FILE_BODY_BYTES))
 }
 
 /// Writes one file whole; directories above it are made.
@@ -177,7 +182,7 @@ async fn get_tree(
 /// Changes below a directory, as they happen.
 #[utoipa::path(get, path = "/sandboxes/{id}/files/watch", tag = "files", params(ListParameters),
     responses(
-        (status = 200, content_type = "text/event-stream", body = String),
+        (status = 200, content_type = "text/event-stream", body = roost_api::event::StreamedEvent),
         (status = "default", body = ErrorEnvelope),
     ))]
 async fn watch_files(

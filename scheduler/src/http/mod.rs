@@ -34,6 +34,7 @@ mod sse;
 mod templates;
 mod usages;
 mod variables;
+mod wording;
 mod workspaces;
 
 /// Where the API lives.
@@ -49,6 +50,8 @@ type Shared = Arc<App>;
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     security(("api_key" = [])),
+    // What the data of streamed events is.
+    components(schemas(roost_api::event::Event)),
 )]
 struct Document;
 
@@ -68,8 +71,9 @@ fn routes() -> (Router<Shared>, OpenApi) {
         .merge(workspaces::routes())
         .merge(settings::routes())
         .merge(templates::routes())
+        .merge(files::routes())
         .layer(DefaultBodyLimit::max(extract::MAX_BODY_BYTES))
-        .merge(files::routes());
+        .merge(files::upload_routes());
     OpenApiRouter::with_openapi(Document::openapi()).nest(BASE, versioned).split_for_parts()
 }
 

@@ -30,7 +30,7 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
 }
 
 /// Makes a port public.
-#[utoipa::path(post, path = "/sandboxes/{id}/expose", tag = "previews", request_body = ExposePort,
+#[utoipa::path(post, path = "/sandboxes/{id}/expose", tag = "previews", request_body = Option<ExposePort>,
     responses((status = 200, body = ExposedPort), (status = "default", body = ErrorEnvelope)))]
 async fn expose_port(
     caller: Caller,
@@ -107,7 +107,7 @@ async fn delete_preview(
 
 /// Mints a token for browsers; it is shown only here.
 #[utoipa::path(post, path = "/sandboxes/{id}/previews/{preview_id}/share", tag = "previews",
-    request_body = MintShare,
+    request_body = Option<MintShare>,
     responses((status = 201, body = MintedShare), (status = "default", body = ErrorEnvelope)))]
 async fn mint_share(
     caller: Caller,
@@ -121,7 +121,7 @@ async fn mint_share(
 
 /// The same by the preview's id alone.
 #[utoipa::path(post, path = "/previews/{preview_id}/share", tag = "previews",
-    request_body = MintShare,
+    request_body = Option<MintShare>,
     responses((status = 201, body = MintedShare), (status = "default", body = ErrorEnvelope)))]
 async fn mint_share_by_preview(
     caller: Caller,
@@ -183,7 +183,7 @@ async fn revoke_shares_by_preview(
 
 /// Mints a token for a port of a sandbox; it is shown only here.
 #[utoipa::path(post, path = "/sandboxes/{id}/preview-token", tag = "previews",
-    request_body = MintPreviewToken,
+    request_body = Option<MintPreviewToken>,
     responses((status = 201, body = Data<MintedPreviewToken>), (status = "default", body = ErrorEnvelope)))]
 async fn mint_preview_token(
     caller: Caller,

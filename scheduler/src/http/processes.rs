@@ -83,7 +83,7 @@ async fn get_command_logs(
 
 /// Sends a signal to a command's process group.
 #[utoipa::path(post, path = "/sandboxes/{id}/commands/{pid}/kill", tag = "commands",
-    request_body = KillCommand,
+    request_body = Option<KillCommand>,
     responses((status = 200, body = Data<Process>), (status = "default", body = ErrorEnvelope)))]
 async fn kill_command(
     caller: Caller,
@@ -156,7 +156,7 @@ async fn get_process_logs(
 /// What a process wrote, then what it writes; the last event is `exit`.
 #[utoipa::path(get, path = "/sandboxes/{id}/processes/{pid}/stream", tag = "commands",
     responses(
-        (status = 200, content_type = "text/event-stream", body = String),
+        (status = 200, content_type = "text/event-stream", body = roost_api::event::StreamedEvent),
         (status = "default", body = ErrorEnvelope),
     ))]
 async fn stream_process(

@@ -151,7 +151,7 @@ async fn patch_tags(
 }
 
 /// Starts the timeout anew.
-#[utoipa::path(post, path = "/sandboxes/{id}/extend", tag = "sandboxes", request_body = ExtendSandbox,
+#[utoipa::path(post, path = "/sandboxes/{id}/extend", tag = "sandboxes", request_body = Option<ExtendSandbox>,
     responses((status = 200, body = Data<Sandbox>), (status = "default", body = ErrorEnvelope)))]
 async fn extend_sandbox(
     caller: Caller,
@@ -263,7 +263,7 @@ async fn get_readiness(
 /// One event: `ready`, or `timeout` where it will not be.
 #[utoipa::path(get, path = "/sandboxes/{id}/readiness/stream", tag = "sandboxes",
     responses(
-        (status = 200, content_type = "text/event-stream", body = String),
+        (status = 200, content_type = "text/event-stream", body = roost_api::event::StreamedEvent),
         (status = "default", body = ErrorEnvelope),
     ))]
 async fn stream_readiness(

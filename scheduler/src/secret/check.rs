@@ -1,6 +1,7 @@
 //! What may be stored: names, values, hosts, slots. Pure.
 
 use roost_domain::host_name::{Host, Pattern};
+use roost_domain::limits::excerpt;
 
 use super::{Error, Plaintext};
 
@@ -79,8 +80,8 @@ pub(super) fn hosts(hosts: &[String]) -> Result<Vec<String>, Error> {
     }
     let mut canonical = Vec::new();
     for host in hosts {
-        let pattern =
-            Pattern::parse(host).map_err(|error| invalid("allowed_hosts", format!("{host:?}: {error}")))?;
+        let pattern = Pattern::parse(host)
+            .map_err(|error| invalid("allowed_hosts", format!("{:?}: {error}", excerpt(host))))?;
         canonical.push(pattern.to_string());
     }
     canonical.sort();
@@ -100,7 +101,10 @@ pub(super) fn slots(slots: &[String]) -> Result<Vec<String>, Error> {
         let is_reserved = SLOTS_REFUSED.contains(&name.as_str())
             || ["x-forwarded-", "sec-", "proxy-", ":"].iter().any(|prefix| name.starts_with(prefix));
         if name.is_empty() || name.len() > SLOT_BYTES_MAX || !is_token || is_reserved {
-            return Err(invalid("slots", format!("{slot:?} is not a header that may carry a credential")));
+            return Err(invalid(
+                "slots",
+                format!("{:?} is not a header that may carry a credential", excerpt(slot)),
+            ));
         }
         canonical.push(name);
     }

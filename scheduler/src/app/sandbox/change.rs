@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use roost_api::sandbox::{ExtendSandbox, OnTimeout, PatchSandbox, Sandbox, State};
+use roost_api::sandbox::{ExtendSandbox, OnTimeout, PatchSandbox, Sandbox};
 use roost_api::variable::{SetVariables, Variable};
 
 use super::wish::check_timeout;
-use super::{Row, find, record, row, state};
+use super::{Row, find, record, require_running, row};
 use crate::app::label::Attribution;
 use crate::app::{App, Caller, Error, Scope, audit, label, text};
 use crate::store::{self, Tx, sandbox as table};
@@ -21,7 +21,12 @@ pub async fn patch(
     refuse_attribution(&request)?;
     let changes = table::Changes {
         name: request.name.as_deref().map(|name| text::check_name("name", name)).transpose()?,
-        slug: request.slug.as_deref().map(label::check_slug).transpose()?.map(|slug| slug.to_string()),
+        slug: request
+            .slug
+            .as_deref()
+            .map(|slug| label::check_slug("slug", slug))
+            .transpose()?
+            .map(|slug| slug.to_string()),
         metadata: request.metadata.map(text::check_metadata).transpose()?,
         tags: request.tags.map(text::check_tags).transpose()?,
         timeout_s: request
@@ -65,9 +70,7 @@ pub async fn extend(
 ) -> Result<Sandbox, Error> {
     caller.require(Scope::SandboxesWrite)?;
     let current = row(app, caller, reference).await?;
-    if state(&current) != State::Running {
-        return Err(Error::WrongState { state: "not running", advice: "its timeout does not run" });
-    }
+    require_running(&current)?;
     let seconds = match request.timeout_sec {
         Some(seconds) => Some(check_timeout("timeout_sec", seconds)?),
         None => current.timeout_s,

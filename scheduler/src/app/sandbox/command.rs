@@ -7,7 +7,7 @@ use futures::Stream;
 use roost_api::exec::{ExecRequest, ExecResult};
 use roost_api::process::{CommandResult, Process, RunCommand, StartProcess};
 
-use super::{Row, environment, guest, row};
+use super::{Row, environment, guest, require_running, row};
 use crate::app::guest::command::{self, Frame, Plan};
 use crate::app::guest::process;
 use crate::app::{App, Caller, Error, Scope, text};
@@ -25,7 +25,9 @@ pub async fn exec(
     request: ExecRequest,
 ) -> Result<ExecResult, Error> {
     let (row, plan) = plan_exec(app, caller, reference, request).await?;
-    command::run(&guest(app, caller, row).await?, plan).await
+    let id = row.id.clone();
+    let done = command::run(&guest(app, caller, row).await?, plan).await;
+    explained(app, caller, &id, done).await
 }
 
 /// Runs a command and hands out its output line by line.
@@ -49,9 +51,9 @@ async fn plan_exec(
     let row = row(app, caller, reference).await?;
     let plan = Plan {
         command: check_command(request.command)?,
-        working_directory: request.cwd.unwrap_or_default(),
+        working_directory: text::check_guest_word("cwd", request.cwd, text::GUEST_PATH_BYTES_MAX)?,
         environment: merged(app, &row, request.env).await?,
-        user: request.user.unwrap_or_default(),
+        user: text::check_guest_word("user", request.user, text::GUEST_USER_BYTES_MAX)?,
         deadline: Some(deadline(request.timeout)?),
         stdin: request.stdin,
         name: String::new(),
@@ -73,21 +75,23 @@ pub async fn run(
         None if detached => None,
         given => Some(deadline(given)?),
     };
-    let user = if request.sudo == Some(true) { "root".to_owned() } else { request.user.unwrap_or_default() };
+    let user = text::check_guest_word("user", request.user, text::GUEST_USER_BYTES_MAX)?;
+    let user = if request.sudo == Some(true) { "root".to_owned() } else { user };
     let plan = Plan {
         command: check_command(request.command)?,
-        working_directory: request.cwd.unwrap_or_default(),
+        working_directory: text::check_guest_word("cwd", request.cwd, text::GUEST_PATH_BYTES_MAX)?,
         environment: merged(app, &row, request.env).await?,
         user,
         deadline,
         stdin: request.stdin,
-        name: request.name.unwrap_or_default(),
+        name: check_process_name(request.name)?,
     };
+    let id = row.id.clone();
     let guest = guest(app, caller, row).await?;
     if detached {
         return Ok(started(process::start(&guest, plan).await?));
     }
-    let done = command::run(&guest, plan).await?;
+    let done = explained(app, caller, &id, command::run(&guest, plan).await).await?;
     Ok(CommandResult {
         pid: None,
         id: None,
@@ -100,6 +104,21 @@ pub async fn run(
         truncated: done.truncated,
         duration_ms: Some(done.duration_ms),
     })
+}
+
+/// What a connection that broke means: that of a sandbox which was put to rest meanwhile is no fault of its host.
+async fn explained<T>(app: &App, caller: &Caller, id: &str, done: Result<T, Error>) -> Result<T, Error> {
+    if matches!(done, Err(Error::GuestSilent { .. })) {
+        require_running(&row(app, caller, id).await?)?;
+    }
+    done
+}
+
+fn check_process_name(name: Option<String>) -> Result<String, Error> {
+    match name.filter(|name| !name.is_empty()) {
+        Some(name) => text::check_name("name", &name),
+        None => Ok(String::new()),
+    }
 }
 
 fn started(pid: u32) -> CommandResult {
@@ -128,12 +147,12 @@ pub async fn start(
     let row = row(app, caller, reference).await?;
     let plan = Plan {
         command: check_command(request.command)?,
-        working_directory: request.cwd.unwrap_or_default(),
+        working_directory: text::check_guest_word("cwd", request.cwd, text::GUEST_PATH_BYTES_MAX)?,
         environment: merged(app, &row, request.env).await?,
-        user: request.user.unwrap_or_default(),
+        user: text::check_guest_word("user", request.user, text::GUEST_USER_BYTES_MAX)?,
         deadline: request.timeout.map(|seconds| deadline(Some(seconds))).transpose()?,
         stdin: None,
-        name: request.name.unwrap_or_default(),
+        name: check_process_name(request.name)?,
     };
     let guest = guest(app, caller, row).await?;
     let pid = process::start(&guest, plan).await?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use roost_api::sandbox::{CreateSandbox, OnTimeout, Sandbox};
 use roost_domain::id::SandboxId;
+use roost_domain::limits;
 use roost_domain::slug::Slug;
 
 use super::wish::{self, Wish};
@@ -62,7 +63,10 @@ impl Admission {
         let now_us = app.now_us();
         let hosts = app.store.read(move |tx| host::list_placeable(tx, now_us - HOST_SILENCE_US)).await?;
         if !hosts.is_empty() && !hosts.iter().any(|host| host.templates.contains(&wish.template)) {
-            return Err(Error::invalid("template_id", format!("no host has a template {:?}", wish.template)));
+            return Err(Error::invalid(
+                "template_id",
+                format!("no host has a template {:?}", limits::excerpt(&wish.template)),
+            ));
         }
         let need = Need {
             template: &wish.template,

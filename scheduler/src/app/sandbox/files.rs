@@ -11,7 +11,7 @@ use roost_api::file::{
 use super::{guest, row};
 use crate::app::guest::Guest;
 use crate::app::guest::file::{self, MAX_WRITE_BYTES, NewFile};
-use crate::app::{App, Caller, Error, Scope};
+use crate::app::{App, Caller, Error, Scope, text};
 
 const MAX_FILES: usize = 1000;
 const DEFAULT_TREE_DEPTH: u32 = 3;
@@ -61,7 +61,10 @@ fn decode(request: WriteFile) -> Result<NewFile, Error> {
     if content.len() as u64 > MAX_WRITE_BYTES {
         return Err(Error::FileTooLarge { limit_bytes: MAX_WRITE_BYTES });
     }
-    Ok(NewFile { path: request.path, content: Bytes::from(content), mode: request.mode, user: request.user })
+    let user =
+        request.user.map(|user| text::check_guest_word("user", Some(user), text::GUEST_USER_BYTES_MAX));
+    let user = user.transpose()?;
+    Ok(NewFile { path: request.path, content: Bytes::from(content), mode: request.mode, user })
 }
 
 pub async fn read(

@@ -72,6 +72,7 @@ pub async fn guest(app: &App, caller: &Caller, row: Row) -> Result<Guest, Error>
     Guest::new(client, &row.id)
 }
 
+/// An error that says what keeps a guest from answering, unless it runs.
 fn require_running(row: &Row) -> Result<(), Error> {
     match state(row) {
         State::Running => Ok(()),

@@ -55,7 +55,7 @@ pub fn check(request: CreateSandbox) -> Result<Wish, Error> {
     let default_on_timeout = if persistent { OnTimeout::Pause } else { OnTimeout::Destroy };
     Ok(Wish {
         name: request.name.as_deref().map(|name| text::check_name("name", name)).transpose()?,
-        slug: request.slug.as_deref().map(label::check_slug).transpose()?,
+        slug: request.slug.as_deref().map(|slug| label::check_slug("slug", slug)).transpose()?,
         template: request.template_id.unwrap_or_else(|| DEFAULT_TEMPLATE.to_owned()),
         geometry,
         environment: text::check_environment("env", request.env.unwrap_or_default())?,
@@ -76,7 +76,7 @@ pub fn check(request: CreateSandbox) -> Result<Wish, Error> {
             slug: request
                 .workspace_slug
                 .as_deref()
-                .map(label::check_slug)
+                .map(|slug| label::check_slug("workspace_slug", slug))
                 .transpose()?
                 .map(|slug| slug.to_string()),
             name: request
@@ -91,7 +91,7 @@ pub fn check(request: CreateSandbox) -> Result<Wish, Error> {
             slug: request
                 .project_slug
                 .as_deref()
-                .map(label::check_slug)
+                .map(|slug| label::check_slug("project_slug", slug))
                 .transpose()?
                 .map(|slug| slug.to_string()),
             name: request
