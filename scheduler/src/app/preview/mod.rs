@@ -85,7 +85,7 @@ pub async fn expose(
 }
 
 /// A preview in the making; everything random and timed is fixed before the transaction.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Draft {
     id: String,
     port: u16,

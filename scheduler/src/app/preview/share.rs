@@ -8,6 +8,7 @@ use roost_api::preview::{
     ActiveShare, MintPreviewToken, MintShare, MintedPreviewToken, MintedShare, MintedShareData, Visibility,
 };
 use roost_api::{OneTime, Timestamp};
+use roost_domain::limits;
 use roost_domain::sabotage::Defence;
 use roost_domain::token::{self, Claims, Kind, Scope as TokenScope};
 use sha2::{Digest as _, Sha256};
@@ -21,6 +22,8 @@ use crate::store::preview::{self as table, ShareToken};
 /// What hosts expect as the audience of every token they check.
 const AUDIENCE: &str = "preview";
 const TID_CHARACTERS: usize = 16;
+/// How often a token is signed anew because the preview's were revoked in that moment.
+const MINT_ATTEMPTS: usize = 16;
 const MIN_LIFETIME_S: u64 = 60;
 
 /// A token that is signed and not yet recorded.
@@ -48,34 +51,30 @@ pub async fn mint(
     ];
     let lifetime_s = lifetime(&given, max_lifetime(app, caller).await?)?;
     let scopes = share_scopes(request.scopes)?;
-    let (sandbox, row) = find(app, caller, place).await?;
-    let minted = sign(app, Kind::Preview, &sandbox, &row, &scopes, lifetime_s).await?;
-    let about = Attribution::from(&sandbox);
-    let expires_at = Timestamp::from_micros(minted.expires_us);
-    let metadata = about.share_issued(expires_at, minted.prefix.clone()).into();
-    let issued = audit::row(caller, app.now_us(), "preview.share_token.issued", "preview", &row.id);
-    store(
-        app,
-        caller,
-        &minted,
-        Kind::Preview,
-        &sandbox,
-        &row,
-        &scopes,
-        issued.about(&about).with_metadata(metadata),
-    )
-    .await?;
-    let base = url(&app.brand, &sandbox, &row)?;
-    Ok(MintedShare {
-        share_url: OneTime::new(format!("{base}/?preview_token={}", minted.token.expose())),
-        preview_token: minted.token,
-        data: MintedShareData {
-            id: row.id,
-            share_token_prefix: minted.prefix,
-            share_token_expires_at: expires_at,
-            token_id: minted.tid,
-        },
-    })
+    for _ in 0..MINT_ATTEMPTS {
+        let (sandbox, row) = find(app, caller, place.clone()).await?;
+        let minted = sign(app, Kind::Preview, &sandbox, &row, &scopes, lifetime_s).await?;
+        let about = Attribution::from(&sandbox);
+        let expires_at = Timestamp::from_micros(minted.expires_us);
+        let issued = audit::row(caller, app.now_us(), "preview.share_token.issued", "preview", &row.id)
+            .about(&about)
+            .with_metadata(about.share_issued(expires_at, minted.prefix.clone()).into());
+        if !record(app, caller, &minted, Kind::Preview, &sandbox, &row, &scopes, issued).await? {
+            continue;
+        }
+        let base = url(&app.brand, &sandbox, &row)?;
+        return Ok(MintedShare {
+            share_url: OneTime::new(format!("{base}/?preview_token={}", minted.token.expose())),
+            preview_token: minted.token,
+            data: MintedShareData {
+                id: row.id,
+                share_token_prefix: minted.prefix,
+                share_token_expires_at: expires_at,
+                token_id: minted.tid,
+            },
+        });
+    }
+    Err(Error::ChangedMeanwhile)
 }
 
 /// Mints the shorter kind: for a port of a sandbox, whose preview is made if there is none.
@@ -91,33 +90,38 @@ pub async fn mint_preview_token(
     let (word, scopes) = match request.scope.as_deref() {
         None | Some("read") => ("read", vec![TokenScope::PreviewRead]),
         Some("interact") => ("interact", vec![TokenScope::PreviewRead, TokenScope::PreviewInteract]),
-        Some(other) => return Err(Error::TokenScope { scope: other.to_owned() }),
+        Some(other) => return Err(Error::TokenScope { scope: limits::excerpt(other) }),
     };
     let port = check_port(request.port.unwrap_or(DEFAULT_PORT))?;
     let draft = Draft::new(app, caller, port, String::new(), Visibility::Private)?;
-    let (work_caller, work_reference) = (caller.clone(), reference.to_owned());
-    let ensured = app.store.decide(move |tx| {
-        let sandbox = find_live_sandbox(tx, &work_caller, &work_reference)?;
-        let (row, _) = ensure(tx, &sandbox, &draft)?;
-        Ok::<_, Error>((sandbox, row))
-    });
-    let (sandbox, row) = ensured.await?;
-    app.fleet.note_change();
-    let minted = sign(app, Kind::Embed, &sandbox, &row, &scopes, lifetime_s).await?;
-    let about = Attribution::from(&sandbox);
-    let expires_at = Timestamp::from_micros(minted.expires_us);
-    let issued = audit::row(caller, app.now_us(), "browser_token.issued", "preview", &row.id)
-        .about(&about)
-        .with_metadata(about.share_issued(expires_at, minted.prefix.clone()).into());
-    store(app, caller, &minted, Kind::Embed, &sandbox, &row, &scopes, issued).await?;
-    let base = url(&app.brand, &sandbox, &row)?;
-    Ok(MintedPreviewToken {
-        url: OneTime::new(format!("{base}/?mt={}", minted.token.expose())),
-        token: minted.token,
-        expires_at,
-        scope: word.to_owned(),
-        token_id: minted.tid,
-    })
+    for _ in 0..MINT_ATTEMPTS {
+        let (draft, caller_too, reference) = (draft.clone(), caller.clone(), reference.to_owned());
+        let ensured = app.store.decide(move |tx| {
+            let sandbox = find_live_sandbox(tx, &caller_too, &reference)?;
+            let (row, _) = ensure(tx, &sandbox, &draft)?;
+            Ok::<_, Error>((sandbox, row))
+        });
+        let (sandbox, row) = ensured.await?;
+        app.fleet.note_change();
+        let minted = sign(app, Kind::Embed, &sandbox, &row, &scopes, lifetime_s).await?;
+        let about = Attribution::from(&sandbox);
+        let expires_at = Timestamp::from_micros(minted.expires_us);
+        let issued = audit::row(caller, app.now_us(), "browser_token.issued", "preview", &row.id)
+            .about(&about)
+            .with_metadata(about.share_issued(expires_at, minted.prefix.clone()).into());
+        if !record(app, caller, &minted, Kind::Embed, &sandbox, &row, &scopes, issued).await? {
+            continue;
+        }
+        let base = url(&app.brand, &sandbox, &row)?;
+        return Ok(MintedPreviewToken {
+            url: OneTime::new(format!("{base}/?mt={}", minted.token.expose())),
+            token: minted.token,
+            expires_at,
+            scope: word.to_owned(),
+            token_id: minted.tid,
+        });
+    }
+    Err(Error::ChangedMeanwhile)
 }
 
 /// The one lifetime that several spellings may give; two that differ are refused.
@@ -154,7 +158,7 @@ fn share_scopes(wanted: Option<Vec<String>>) -> Result<Vec<TokenScope>, Error> {
                 scopes.push(TokenScope::PreviewInteract);
             }
             Some(TokenScope::PreviewInteract) => {}
-            _ => return Err(Error::TokenScope { scope: name }),
+            _ => return Err(Error::TokenScope { scope: limits::excerpt(&name) }),
         }
     }
     Ok(scopes)
@@ -187,9 +191,9 @@ async fn sign(
     };
     let key = app.vault.signing_key().await?;
     let jwt = key.sign(&claims)?;
-    let text = token::compose(kind, &app.brand.token_brand, &tid, &jwt);
-    let prefix = token::shown_prefix(&text).to_owned();
-    Ok(Minted { token: OneTime::new(text), tid, prefix, expires_us: exp * 1_000_000 })
+    let token = token::compose(kind, &app.brand.token_brand, &tid, &jwt);
+    let prefix = token::shown_prefix(&token).to_owned();
+    Ok(Minted { token: OneTime::new(token), tid, prefix, expires_us: exp * 1_000_000 })
 }
 
 /// Base 62 without bias: bytes that would fold unevenly are drawn again.
@@ -206,9 +210,10 @@ fn random_tid() -> Result<String, Error> {
     Ok(tid)
 }
 
-/// Records a token under the generation it was signed with; one that a revocation overtook is not handed out.
+/// Records a token under the generation it was signed with. False where a revocation overtook it: it is not handed
+/// out, and another one is signed.
 #[allow(clippy::too_many_arguments)]
-async fn store(
+async fn record(
     app: &App,
     caller: &Caller,
     minted: &Minted,
@@ -217,7 +222,7 @@ async fn store(
     row: &Row,
     scopes: &[TokenScope],
     issued: audit::Row,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let token = ShareToken {
         tid: minted.tid.clone(),
         tenant_id: sandbox.tenant_id.clone(),
@@ -238,10 +243,11 @@ async fn store(
     let stored = app.store.decide(move |tx| {
         let current = table::find(tx, &token.tenant_id, token.preview_id.as_deref().unwrap_or(""))?;
         if current.is_none_or(|current| current.share_generation != token.share_generation) {
-            return Err(Error::NotFound { what: "preview" });
+            return Ok(false);
         }
         table::insert_token(tx, &token)?;
-        issued.insert(tx)
+        issued.insert(tx)?;
+        Ok(true)
     });
     stored.await
 }
