@@ -29,6 +29,31 @@ impl Conformance {
         all.collect()
     }
 
+    /// What the document says of one operation; `template` is the path below the base.
+    pub fn operation(&self, method: &str, template: &str) -> &Value {
+        &self.document["paths"][format!("{BASE}{template}")][method.to_lowercase()]
+    }
+
+    /// The schema of an operation's JSON body, if it takes one.
+    pub fn body_schema(&self, method: &str, template: &str) -> Option<&Value> {
+        let content =
+            self.operation(method, template).pointer("/requestBody/content/application~1json/schema");
+        content.map(|schema| self.inner(schema))
+    }
+
+    /// The schema without what makes it optional.
+    pub fn inner<'a>(&'a self, schema: &'a Value) -> &'a Value {
+        let schema = self.resolve(schema);
+        let choices = schema.get("oneOf").or_else(|| schema.get("anyOf")).and_then(Value::as_array);
+        let real = choices.and_then(|choices| choices.iter().find(|choice| choice["type"] != "null"));
+        real.map_or(schema, |real| self.resolve(real))
+    }
+
+    /// Whether the document allows `value` where it has `schema`.
+    pub fn allows(&self, schema: &Value, value: &Value) -> bool {
+        self.judge("value", schema, value, true).is_ok()
+    }
+
     /// Panics if the document does not allow this answer. Paths it does not know must be answered with 404.
     pub fn check(&self, method: &str, path: &str, answer: &Answer) {
         let Some(operation) = self.find(method, path) else {
@@ -94,7 +119,7 @@ impl Conformance {
         fitting.first().map(|(_, operation)| *operation)
     }
 
-    fn resolve<'a>(&'a self, schema: &'a Value) -> &'a Value {
+    pub fn resolve<'a>(&'a self, schema: &'a Value) -> &'a Value {
         match schema.get("$ref").and_then(Value::as_str) {
             None => schema,
             Some(reference) => {

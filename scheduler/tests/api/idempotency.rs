@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use roost_scheduler::params;
 use serde_json::{Value, json};
 
 use crate::engines::on_both;
@@ -20,25 +21,62 @@ async fn count(world: &World) -> usize {
 }
 
 #[test]
-fn twenty_calls_at_once_make_one_sandbox_and_get_one_answer() {
-    on_both(|store| async move { twenty_calls(Arc::new(World::on(store).await)).await });
+fn calls_at_once_make_one_sandbox_and_get_one_answer() {
+    on_both(|store| async move { call_at_once(Arc::new(World::on(store).await)).await });
 }
 
-async fn twenty_calls(world: Arc<World>) {
-    let calls: Vec<_> = (0..20)
+async fn call_at_once(world: Arc<World>) {
+    let calls: Vec<_> = (0..64)
         .map(|_| {
             let world = world.clone();
             tokio::spawn(async move { create(&world, "k1", "/sandboxes?wait=20", small("one")).await })
         })
         .collect();
     let mut ids = std::collections::BTreeSet::new();
+    let mut bodies = std::collections::BTreeSet::new();
     let mut replayed = 0;
     for call in calls {
         let answer = call.await.unwrap().expect(201);
         ids.insert(answer.data()["id"].as_str().unwrap().to_owned());
+        bodies.insert(answer.bytes.clone());
         replayed += usize::from(answer.headers.contains_key("idempotent-replayed"));
     }
-    assert_eq!((ids.len(), replayed, count(&world).await), (1, 19, 1));
+    assert_eq!((ids.len(), bodies.len(), replayed, count(&world).await), (1, 1, 63, 1));
+    assert_eq!(world.audited("sandbox.created").await.len(), 1);
+}
+
+/// Every operation that honours the key refuses it for another request, and forgets it when its time is over.
+#[test]
+fn a_key_is_for_one_request_until_it_is_forgotten() {
+    on_both(|store| async move { reuse(World::on(store).await).await });
+}
+
+async fn reuse(world: World) {
+    let id = world.sandbox_id().await;
+    let at = |verb: &str| format!("/sandboxes/{id}/{verb}");
+    let first = create(&world, "k1", "/sandboxes", small("one")).await.expect(202);
+    for (path, body) in [
+        ("/sandboxes".to_owned(), small("two")),
+        (at("pause"), json!({})),
+        (at("stop"), json!({})),
+        (at("resume"), json!({})),
+        (at("start"), json!({})),
+    ] {
+        let other = create(&world, "k1", &path, body).await;
+        assert_eq!((other.status, other.code().as_str()), (409, "idempotency_key_reused"), "{path}");
+        assert!(other.text().contains("use a new key"), "{}", other.text());
+    }
+    let again = create(&world, "k1", "/sandboxes", small("one")).await.expect(202);
+    assert_eq!((again.bytes, count(&world).await), (first.bytes.clone(), 2));
+    // Its time is over: what was kept under it no longer counts.
+    let now_us = world.app.now_us();
+    let gone = world.app.store.write(move |tx| {
+        tx.execute("UPDATE idempotency SET expires_us = ?1, owner_until_us = ?1", params![now_us - 1])
+    });
+    assert_eq!(gone.await.unwrap(), 1);
+    let fresh = create(&world, "k1", "/sandboxes", small("two")).await.expect(202);
+    assert!(!fresh.headers.contains_key("idempotent-replayed"));
+    assert_ne!(fresh.data()["id"], first.data()["id"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod conform;
+mod damage;
 #[path = "../suite/engines.rs"]
 mod engines;
 mod events;
@@ -15,9 +16,11 @@ mod host;
 mod idempotency;
 mod previews;
 mod quota;
+mod race;
 mod sandboxes;
 mod sdk;
 mod secrets;
+mod states;
 mod tenancy;
 mod tour;
 mod usage;

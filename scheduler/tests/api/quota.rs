@@ -31,12 +31,12 @@ fn small(user: &str) -> Value {
 
 #[test]
 fn calls_at_once_cannot_exceed_a_quota() {
-    on_both(|store| async move { twelve_calls(Arc::new(World::on(store).await)).await });
+    on_both(|store| async move { call_at_once(Arc::new(World::on(store).await)).await });
 }
 
-async fn twelve_calls(world: Arc<World>) {
-    limit(&world, "external_user", "u1", |row| row.max_sandboxes = Some(3)).await;
-    let calls: Vec<_> = (0..12)
+async fn call_at_once(world: Arc<World>) {
+    limit(&world, "external_user", "u1", |row| row.max_sandboxes = Some(10)).await;
+    let calls: Vec<_> = (0..64)
         .map(|_| {
             let world = world.clone();
             tokio::spawn(async move { world.post("/sandboxes", small("u1")).await })
@@ -54,12 +54,18 @@ async fn twelve_calls(world: Arc<World>) {
                     (&details["subject"], &details["quota"]),
                     (&json!("external_user u1"), &json!("max_sandboxes"))
                 );
-                assert_eq!((&details["limit"], &details["current"]), (&json!(3), &json!(3)));
+                assert_eq!((&details["limit"], &details["current"]), (&json!(10), &json!(10)));
                 refused += 1;
             }
         }
     }
-    assert_eq!((made, refused), (3, 9));
+    assert_eq!((made, refused), (10, 54));
+    let listed = world.get("/sandboxes?external_user_id=u1").await.expect(200).data();
+    assert_eq!(listed.as_array().unwrap().len(), 10);
+    let subject =
+        quota::Subject { tenant_id: world.tenant.clone(), subject: "external_user", subject_id: "u1".into() };
+    let used = world.app.store.read(move |tx| quota::find_use(tx, &subject)).await.unwrap().unwrap();
+    assert_eq!((used.sandboxes, used.memory_mib), (10, 10 * 256));
     world.post("/sandboxes", small("u2")).await.expect(202);
 }
 

@@ -69,7 +69,7 @@ const OWN: &[(&str, &str)] = &[
 ];
 
 /// Ids of the first tenant, by the parameter and the path they stand in.
-async fn ids(world: &World) -> BTreeMap<&'static str, String> {
+pub async fn ids(world: &World) -> BTreeMap<&'static str, String> {
     let sandbox = world.sandbox(json!({ "name": "mine" })).await;
     let id = sandbox["id"].as_str().unwrap();
     let text = |value: Value| value.as_str().unwrap().to_owned();
@@ -100,7 +100,7 @@ async fn ids(world: &World) -> BTreeMap<&'static str, String> {
     ])
 }
 
-fn fill(template: &str, ids: &BTreeMap<&'static str, String>) -> String {
+pub fn fill(template: &str, ids: &BTreeMap<&'static str, String>) -> String {
     let resource = ids.keys().find(|place| place.starts_with('/') && template.starts_with(**place));
     let mut path = match resource {
         Some(place) => template.replace("{id}", &ids[place]),

@@ -25,7 +25,7 @@ use tower::ServiceExt;
 use crate::conform::Conformance;
 use crate::host::Host;
 
-static DOCUMENT: LazyLock<Conformance> =
+pub static DOCUMENT: LazyLock<Conformance> =
     LazyLock::new(|| Conformance::new(serde_json::to_value(document()).unwrap()));
 
 const EVENT_STREAM: http::HeaderValue = http::HeaderValue::from_static("text/event-stream");
