@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -11,6 +11,8 @@ use clap::{Parser, Subcommand};
 use roost_daemon::shutdown::Shutdown;
 use roost_scheduler::config::Config;
 use roost_scheduler::{admin, serve};
+
+const USUAL_CONFIG: &str = "/etc/roost/scheduler.toml";
 
 /// Runs and administers a Roost scheduler: tenants, their keys, and the hosts that run their sandboxes.
 #[derive(Debug, Parser)]
@@ -35,15 +37,15 @@ struct Arguments {
 enum Verb {
     /// Run the scheduler until it is told to stop.
     Serve {
-        /// The settings file; all defaults when it does not exist.
-        #[arg(long, default_value = "/etc/roost/scheduler.toml")]
-        config: PathBuf,
+        /// The settings file; when left out /etc/roost/scheduler.toml, and all defaults without that one.
+        #[arg(long)]
+        config: Option<PathBuf>,
     },
     /// Ask the running scheduler to do something, over its unix socket.
     Admin {
-        /// The settings file, to find the socket.
-        #[arg(long, global = true, default_value = "/etc/roost/scheduler.toml")]
-        config: PathBuf,
+        /// The settings file, to find the socket; found like that of `serve`.
+        #[arg(long, global = true)]
+        config: Option<PathBuf>,
         /// The socket itself, instead of the one in the settings file.
         #[arg(long, global = true)]
         socket: Option<PathBuf>,
@@ -65,10 +67,14 @@ fn main() -> ExitCode {
     }
 }
 
+fn load(asked: Option<&Path>) -> Result<Config, roost_daemon::config::Error> {
+    roost_daemon::config::load_or_default(asked, Path::new(USUAL_CONFIG))
+}
+
 fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Serve { config } => {
-            let config: Config = roost_daemon::config::load_or_default(&config)?;
+            let config = load(config.as_deref())?;
             roost_daemon::telemetry::init(&config.log)?;
             roost_daemon::dumps::forbid()?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -77,7 +83,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Admin { config, socket, json, command } => {
             let socket = match socket {
                 Some(socket) => socket,
-                None => roost_daemon::config::load_or_default::<Config>(&config)?.admin_socket,
+                None => load(config.as_deref())?.admin_socket,
             };
             let answer = admin::call(&socket, &command)?;
             let mut out = std::io::stdout().lock();

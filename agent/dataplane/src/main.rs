@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -85,11 +86,21 @@ Files in the directory: edge.key and edge.csr are made here, the agent puts edge
 they are loaded when they appear and when they change. The same for egress, and egress-ca.* for inspecting TLS.
 Signals: SIGTERM and SIGINT drain and stop. See roost-agent doctor for what a host needs."#;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let (role, options) = match Arguments::parse().role {
         Command::Edge(options) => (Role::Edge, options),
         Command::Egress(options) => (Role::Egress, options),
     };
+    match run(role, &options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("roost-dataplane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(role: Role, options: &Options) -> anyhow::Result<()> {
     let settings = config::load(&options.config, role)?;
     telemetry::init(&settings.log)?;
     let identity = settings.identity(role);

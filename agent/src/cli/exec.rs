@@ -38,11 +38,13 @@ pub(super) struct ExecArgs {
     /// Working directory in the guest.
     #[arg(short = 'C', long, default_value = "")]
     cwd: String,
+    /// A variable for this command, `NAME=value`; may be repeated.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = super::parse_environment)]
     environment: Vec<(String, String)>,
     /// End the command after this many seconds; 0 is never.
     #[arg(long, default_value_t = 0)]
     timeout_s: u64,
+    /// Program and arguments.
     #[arg(required = true, last = false, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }

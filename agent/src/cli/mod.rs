@@ -47,29 +47,48 @@ enum Command {
         json: bool,
     },
     /// Shows all that is known of one sandbox.
-    Inspect { id: String },
+    Inspect {
+        /// Sandbox or execution; the beginning of a sandbox's id will do.
+        id: String,
+    },
     /// Runs a command in a sandbox; exits with its exit code.
     #[command(
         after_help = "Examples:\n  roost-agent exec sbx_… -- uname -a\n  echo hi | roost-agent exec -i sbx_… -- cat\n  roost-agent exec --shell sbx_… 'seq 3 | wc -l'"
     )]
     Exec(exec::ExecArgs),
     /// Keeps memory and disk, frees the VM.
-    Pause { id: String },
+    Pause {
+        /// A local sandbox.
+        id: String,
+    },
     /// Starts a paused or stopped sandbox.
-    Resume { id: String },
+    Resume {
+        /// A local sandbox.
+        id: String,
+    },
     /// Keeps the disk, frees the VM; memory is lost.
-    Stop { id: String },
+    Stop {
+        /// A local sandbox.
+        id: String,
+    },
     /// Removes a sandbox with its disk.
-    Destroy { id: String },
+    Destroy {
+        /// A local sandbox.
+        id: String,
+    },
     /// Shows what sandboxes have used.
     Usage {
         /// One sandbox; all if left out.
         id: Option<String>,
     },
     /// Shows the last output of a guest's serial console, as the guest wrote it.
-    Console { id: String },
+    Console {
+        /// Sandbox or execution.
+        id: String,
+    },
     /// Says for each need of a host whether it is met and how to meet it.
     Doctor {
+        /// As JSON, one object a line.
         #[arg(long)]
         json: bool,
     },
@@ -77,14 +96,19 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct RunArgs {
+    /// Image to boot from, by the name of its directory.
     #[arg(long, default_value = "miosa-sandbox")]
     template: String,
+    /// Virtual CPUs, 1 to 32.
     #[arg(long, default_value_t = 1)]
     vcpus: u32,
+    /// Memory, at least 128.
     #[arg(long, default_value_t = 256)]
     memory_mib: u64,
+    /// Disk, at least 64.
     #[arg(long, default_value_t = 1024)]
     disk_mib: u64,
+    /// Host name in the guest; made from the sandbox's id when left out.
     #[arg(long, default_value = "")]
     host_name: String,
     /// Environment of every process of the sandbox, `NAME=value`; may be repeated.

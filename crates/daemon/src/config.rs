@@ -13,7 +13,7 @@ pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot read settings file {}", path.display())]
+    #[error("cannot read settings file {}, which --config names", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("settings file {} is larger than {FILE_BYTES_MAX} bytes", path.display())]
     TooLarge { path: PathBuf },
@@ -43,9 +43,15 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     parse(&text, path)
 }
 
-/// Like [`load`], with every setting at its default when there is no such file.
-pub fn load_or_default<T: DeserializeOwned + Default>(path: &Path) -> Result<T, Error> {
-    match load(path) {
+/// The file that was asked for; else the usual one, with every setting at its default when there is none.
+pub fn load_or_default<T: DeserializeOwned + Default>(
+    asked: Option<&Path>,
+    usual: &Path,
+) -> Result<T, Error> {
+    if let Some(asked) = asked {
+        return load(asked);
+    }
+    match load(usual) {
         Err(Error::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(T::default()),
         other => other,
     }
@@ -152,7 +158,14 @@ mod tests {
     fn a_missing_file_is_an_error_unless_defaults_will_do() {
         let path = Path::new("/nonexistent/roost.toml");
         let error = load::<Settings>(path).unwrap_err();
-        assert_eq!(error.to_string(), "cannot read settings file /nonexistent/roost.toml");
-        assert_eq!(load_or_default::<Settings>(path).unwrap(), Settings::default());
+        assert_eq!(
+            error.to_string(),
+            "cannot read settings file /nonexistent/roost.toml, which --config names"
+        );
+        assert_eq!(load_or_default::<Settings>(None, path).unwrap(), Settings::default());
+        assert!(
+            load_or_default::<Settings>(Some(path), path).is_err(),
+            "a mistyped path must not mean the defaults"
+        );
     }
 }

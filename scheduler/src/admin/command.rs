@@ -25,7 +25,7 @@ pub enum TenantCommand {
         /// What people call it, like "Acme".
         name: String,
     },
-    /// All tenants.
+    /// List all tenants.
     List,
 }
 
@@ -75,14 +75,23 @@ pub enum HostCommand {
         #[arg(long, default_value_t = 60)]
         minutes: u32,
     },
-    /// All hosts, with what is reserved on them.
+    /// List all hosts, with what is reserved on them.
     List,
     /// Give it no new sandboxes; those it has stay.
-    Cordon { host: String },
+    Cordon {
+        /// Its id, as `list` shows it.
+        host: String,
+    },
     /// Give it new sandboxes again.
-    Uncordon { host: String },
+    Uncordon {
+        /// Its id, as `list` shows it.
+        host: String,
+    },
     /// Refuse its certificates from now on. Its sandboxes stay placed on it.
-    Remove { host: String },
+    Remove {
+        /// Its id, as `list` shows it.
+        host: String,
+    },
 }
 
 /// What came of a command.

@@ -42,11 +42,11 @@ pub enum Error {
     Random,
     #[error("a tenant with the name {0:?} exists")]
     TenantExists(String),
-    #[error("no tenant {0:?}")]
+    #[error("no tenant {0:?}: `tenant list` shows them")]
     NoTenant(String),
-    #[error("no workspace {0:?} of this tenant")]
+    #[error("no workspace {0:?} of this tenant; the API's /workspaces lists them")]
     NoWorkspace(String),
-    #[error("no key {0:?} of this tenant that is not revoked already")]
+    #[error("no key {0:?} of this tenant that is not revoked already: `key list` shows them")]
     NoKey(String),
     #[error("{0}")]
     Invalid(String),

@@ -20,6 +20,8 @@ use crate::store::{self, Store, Tx, audit_log};
 const ACTOR: &str = "operator";
 const NAME_BYTES_MAX: usize = 128;
 const TOKEN_BYTES: usize = 32;
+const TOKEN_MINUTES_MAX: u32 = 7 * 24 * 60;
+const LIFETIME_DAYS_MAX: u32 = 36_500;
 const DAY_US: i64 = 86_400_000_000;
 
 /// Carries out commands.
@@ -96,7 +98,15 @@ impl Operator {
         check_name(&name)?;
         let scopes = if scopes.is_empty() { vec![Scope::Admin.as_str().to_owned()] } else { scopes };
         if let Some(unknown) = scopes.iter().find(|scope| Scope::parse(scope).is_none()) {
-            return Err(Error::Invalid(format!("there is no scope {unknown:?}")));
+            return Err(Error::Invalid(format!(
+                "there is no scope {unknown:?}: {}",
+                Scope::words().join(", ")
+            )));
+        }
+        if days.is_some_and(|days| !(1..=LIFETIME_DAYS_MAX).contains(&days)) {
+            return Err(Error::Invalid(format!(
+                "a key is good for 1 to {LIFETIME_DAYS_MAX} days; leave --days out for no end"
+            )));
         }
         let now_us = self.clock.now_us();
         let kind = if workspace.is_some() { "w" } else { "live" };
@@ -166,6 +176,9 @@ impl Operator {
     }
 
     async fn make_join_token(&self, minutes: u32) -> Result<Answer, Error> {
+        if !(1..=TOKEN_MINUTES_MAX).contains(&minutes) {
+            return Err(Error::Invalid(format!("a join token is good for 1 to {TOKEN_MINUTES_MAX} minutes")));
+        }
         let mut random = [0u8; TOKEN_BYTES];
         getrandom::fill(&mut random).map_err(|_| Error::Random)?;
         let token = format!("roost_join_{}", URL_SAFE_NO_PAD.encode(random));
@@ -204,7 +217,7 @@ impl Operator {
         if changed {
             Ok(Answer::Done { what: format!("{id} is {state}") })
         } else {
-            Err(Error::Invalid(format!("no host {id:?}")))
+            Err(Error::Invalid(format!("no host {id:?}: `host list` shows them")))
         }
     }
 }
@@ -235,7 +248,11 @@ fn defaults(row: &Tenant, workspace_id: &str, now_us: i64) -> (Workspace, Projec
 fn check_name(name: &str) -> Result<(), Error> {
     let is_good =
         !name.trim().is_empty() && name.len() <= NAME_BYTES_MAX && !name.chars().any(char::is_control);
-    if is_good { Ok(()) } else { Err(Error::Invalid(format!("a name has 1 to {NAME_BYTES_MAX} bytes"))) }
+    if is_good {
+        Ok(())
+    } else {
+        Err(Error::Invalid(format!("a name has 1 to {NAME_BYTES_MAX} bytes and no control character")))
+    }
 }
 
 fn find_tenant(tx: &mut Tx<'_>, named: &str) -> Result<Tenant, Error> {

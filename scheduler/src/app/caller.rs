@@ -46,6 +46,10 @@ impl Scope {
         SCOPES.iter().find(|(scope, _)| *scope == self).map_or("admin", |(_, name)| name)
     }
 
+    pub fn words() -> Vec<&'static str> {
+        SCOPES.iter().map(|(_, word)| *word).collect()
+    }
+
     pub fn parse(name: &str) -> Option<Self> {
         SCOPES.iter().find(|(_, known)| *known == name).map(|(scope, _)| *scope)
     }
