@@ -8,12 +8,17 @@
 pub mod bench;
 pub mod browser;
 pub mod burden;
+pub mod conform;
 pub mod image;
 pub mod poll;
 pub mod program;
+pub mod python;
 pub mod quickstart;
+pub mod refusal;
 pub mod scan;
 pub mod sdk;
 pub mod stack;
 pub mod tour;
 pub mod upstream;
+
+pub use stack::place::binary;

@@ -12,6 +12,8 @@ use sha2::{Digest, Sha256};
 const VMM_UID_FIRST: u32 = 60_610;
 const VMM_UIDS: u32 = 20;
 const VMM_UID_SLICES: u32 = 28;
+/// Names a directory with binaries of another build, to be used instead.
+const BINARIES_VARIABLE: &str = "ROOST_TEST_BINARIES";
 
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -54,13 +56,7 @@ impl Place {
     }
 
     pub fn binary(&self, name: &str) -> anyhow::Result<PathBuf> {
-        let path = self.binaries.join(name);
-        ensure!(
-            path.exists(),
-            "{} is not built: run `cargo build --workspace --bins` (or ./scripts/quickstart, which does)",
-            path.display()
-        );
-        Ok(path)
+        binary_in(&self.binaries, name)
     }
 
     pub fn settings(&self, process: &str) -> PathBuf {
@@ -94,8 +90,20 @@ impl Place {
     }
 }
 
-/// Names a directory with binaries of another build, to be used instead.
-const BINARIES_VARIABLE: &str = "ROOST_TEST_BINARIES";
+/// A binary of the product, of the same build as this program.
+pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
+    binary_in(&find_binaries()?, name)
+}
+
+fn binary_in(directory: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let path = directory.join(name);
+    ensure!(
+        path.exists(),
+        "{} is not built: run `cargo build --workspace --bins` (or ./scripts/quickstart, which does)",
+        path.display()
+    );
+    Ok(path)
+}
 
 /// The directory cargo puts binaries in: the one this program is in, or above it for a test program.
 fn find_binaries() -> anyhow::Result<PathBuf> {

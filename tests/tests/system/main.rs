@@ -6,15 +6,18 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod bench_egress;
+mod cli;
 mod vm_bench_create;
 mod vm_boot;
 mod vm_clients;
+mod vm_conform;
 mod vm_egress;
 mod vm_exec;
 mod vm_hostile;
 mod vm_identity;
 mod vm_leftover;
 mod vm_outage;
+mod vm_refusal;
 mod vm_sdk;
 mod vm_secret;
 mod vm_survive;

@@ -68,7 +68,9 @@ impl Scrub {
     fn find(&self, text: &[u8]) -> Vec<(usize, usize)> {
         let mut found: Vec<(usize, usize)> = Vec::new();
         // Preparing a search costs more than most header values are long, and there are many encodings.
-        let fits = |pattern: &&Zeroizing<Vec<u8>>| pattern.len() <= text.len() && !Defence::ResponseScrubbing.is_off();
+        let fits = |pattern: &&Zeroizing<Vec<u8>>| {
+            pattern.len() <= text.len() && !Defence::ResponseScrubbing.is_off()
+        };
         for pattern in self.patterns.iter().filter(fits) {
             found.extend(memmem::find_iter(text, pattern.as_slice()).map(|at| (at, at + pattern.len())));
         }
