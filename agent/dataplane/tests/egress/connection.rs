@@ -25,7 +25,10 @@ async fn ends(lab: &Lab, address: Ipv4Addr, port: u16, bytes: &'static [u8]) -> 
 }
 
 async fn end_of(mut stream: TcpStream, bytes: &'static [u8]) -> ErrorKind {
-    let _ = stream.write_all(bytes).await;
+    // A reset that comes before the write is told to the write, and to nobody after it.
+    if let Err(error) = stream.write_all(bytes).await {
+        return error.kind();
+    }
     match stream.read(&mut [0; 16]).await {
         Ok(0) => ErrorKind::UnexpectedEof,
         Ok(_) => panic!("an answer"),

@@ -48,13 +48,24 @@ impl Dataplane {
 
     fn wait_for_socket(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !self.control.exists() {
+        while !self.is_listening() {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the data plane ended: {status}");
             }
             assert!(Instant::now() < deadline, "no control socket");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// The socket's file is there from `bind` on; until `listen` who connects is refused.
+    fn is_listening(&self) -> bool {
+        const ACCEPTING: &str = "00010000";
+        let sockets = std::fs::read_to_string(format!("/proc/{}/net/unix", self.child.id()));
+        let path = self.control.to_string_lossy();
+        sockets.unwrap_or_default().lines().any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields.get(3) == Some(&ACCEPTING) && fields.last() == Some(&&*path)
+        })
     }
 
     /// Asks it to stop and waits for it.
