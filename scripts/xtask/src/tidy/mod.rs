@@ -1,5 +1,6 @@
 //! The rules of ARCHITECTURE.md that no compiler knows. Each has a test with a sample that fails it.
 
+mod attack;
 mod dependency;
 mod feature;
 mod layer;
@@ -37,6 +38,7 @@ impl Finding {
 pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     let tree = Tree::read(root)?;
     let mut findings = of_tree(&tree);
+    findings.extend(attack::check(&tree));
     findings.extend(dependency::check(&Graph::load(root)?));
     findings.sort();
     for Finding { path, line, rule, message } in &findings {
