@@ -1,5 +1,5 @@
 """Opens connections and says nothing on them: idle.py ADDRESS PORT COUNT. Prints how many opened, then holds them."""
-import select, socket, sys, time
+import select, signal, socket, sys, time
 
 address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 held, opened = [], 0
@@ -16,4 +16,4 @@ while opened < count and time.monotonic() < deadline:
         opened += not event & (select.POLLERR | select.POLLHUP)
         poll.unregister(number)
 print(opened, flush=True)
-time.sleep(600)
+signal.pause()

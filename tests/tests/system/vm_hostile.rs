@@ -4,6 +4,8 @@
 //! every refused lookup must be one audit row; nothing else may leave one. No public address is ever dialled: those
 //! that are tried are refused by the deny floor.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 use std::time::{Duration, Instant};
 
 use roost_tests::burden::Burden;

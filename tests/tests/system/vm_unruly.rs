@@ -1,5 +1,7 @@
 //! What a guest does to itself ends in a stated state from which it starts again; its neighbour goes on.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 use std::time::Duration;
 
 use roost_tests::burden::Burden;

@@ -151,7 +151,8 @@ async fn is_ended_by(
             std::future::pending::<()>().await;
             Some(())
         };
-        let end = async { while matches!(read.read(&mut [0; 16 << 10]).await, Ok(1..)) {} };
+        let mut buffer = vec![0; 16 << 10];
+        let end = async { while matches!(read.read(&mut buffer).await, Ok(1..)) {} };
         tokio::select! {
             _ = write => true,
             () = end => true,
