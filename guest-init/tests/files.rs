@@ -122,6 +122,51 @@ async fn a_file_that_did_not_come_whole_leaves_nothing() {
     assert_eq!(std::fs::read_to_string(&name).expect("readable"), "before");
 }
 
+/// Whoever reads while files are written, wholly or broken off, sees one of the whole ones.
+#[tokio::test]
+async fn a_reader_never_sees_half_a_file() {
+    let (_server, mut client) = Server::claimed().await;
+    let directory = tempfile::tempdir().expect("tempdir");
+    let name = path(directory.path(), "file");
+    let whole = |letter: u8| vec![letter; 300_000];
+    write(&mut client, head(&name), &whole(b'a')).await.expect("written");
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let reader = {
+        let (stop, name) = (stop.clone(), name.clone());
+        std::thread::spawn(move || {
+            let mut seen = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let contents = std::fs::read(&name).expect("always there");
+                let first = contents.first().copied().expect("never empty");
+                assert!(contents.len() == 300_000 && contents.iter().all(|byte| *byte == first));
+                assert_ne!(first, b'x', "what was broken off");
+                seen += 1;
+            }
+            seen
+        })
+    };
+    for letter in b'b'..=b'k' {
+        // One that is cut after its head and three pieces, then a whole one.
+        let (sender, receiver) = mpsc::channel(8);
+        for message in messages(head(&name), &whole(b'x')).into_iter().take(4) {
+            sender.send(message).await.expect("sent");
+        }
+        let mut other = client.clone();
+        let cut = tokio::spawn(async move { other.write_file(ReceiverStream::new(receiver)).await });
+        let entries = || std::fs::read_dir(directory.path()).expect("readable").count();
+        eventually("the temporary file is there", || entries() == 2).await;
+        cut.abort();
+        assert!(cut.await.expect_err("broken off").is_cancelled());
+        // Only now may the stream of its messages end: an end in order is a whole file.
+        drop(sender);
+        write(&mut client, head(&name), &whole(letter)).await.expect("written");
+        assert_eq!(std::fs::read(&name).expect("readable")[0], letter);
+        eventually("the temporary file is gone", || entries() == 1).await;
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(reader.join().expect("only whole files") > 0);
+}
+
 #[tokio::test]
 async fn rewriting_keeps_what_the_file_is() {
     let (_server, mut client) = Server::claimed().await;

@@ -14,7 +14,8 @@ const CURL: &str = "curl -sS --max-time 20 -o /dev/null -w '%{http_code}'";
 #[test]
 fn vm_egress_keeps_a_credential_and_a_request_where_they_belong() {
     let upstream = Upstream::start().unwrap();
-    let stack = Stack::for_test_with("egress", &Wish { upstream: Some(Allowed::from(&upstream)) }).unwrap();
+    let wish = Wish { upstream: Some(Allowed::from(&upstream)), ..Wish::default() };
+    let stack = Stack::for_test_with("egress", &wish).unwrap();
     let tenant = stack.tenant();
     let body = json!({ "external_user_id": "u1", "cpu_count": 1, "memory_mb": 256, "disk_size_mb": 1024 });
     let sandbox = post(tenant, "/sandboxes?wait=60", &body);

@@ -59,7 +59,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let upstream = Upstream::start().unwrap();
-        let wish = Wish { upstream: Some(Allowed::from(&upstream)) };
+        let wish = Wish { upstream: Some(Allowed::from(&upstream)), ..Wish::default() };
         let stack = Stack::for_test_with("hostile", &wish).unwrap();
         let [attacker, neighbour] = ["attacker", "neighbour"].map(|name| create(stack.tenant(), name));
         Self { agent: stack.agent().unwrap(), stack, upstream, attacker, neighbour }
