@@ -236,6 +236,13 @@ async fn change(wish: local::Change, context: &Context) -> Result<local::Sandbox
         return Err(Error::NotLocal { id: sandbox.id });
     }
     let run: Run = wish.run.parse().map_err(|_| Error::Invalid(format!("no such wish: {:?}", wish.run)))?;
+    if sandbox.target() == Run::Destroyed && run != Run::Destroyed {
+        return Err(Error::WrongState {
+            id: sandbox.id,
+            state: "destroyed".to_owned(),
+            remedy: "what is destroyed does not come back; run a new one",
+        });
+    }
     if run == Run::Paused
         && !sandbox.state.is_serving()
         && sandbox.state != roost_domain::lifecycle::State::Paused

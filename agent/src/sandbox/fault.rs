@@ -259,6 +259,13 @@ impl World for MemoryHost {
         })
     }
 
+    async fn remove_memory(&self, _: &Sandbox) -> Result<(), Error> {
+        self.effect("remove_memory", |host| {
+            host.snapshots.clear();
+            Ok(())
+        })
+    }
+
     async fn remove_spent_snapshots(&self, sandbox: &Sandbox, _: &Execution) -> Result<(), Error> {
         let keep = sandbox.snapshot;
         self.effect("remove_spent_snapshots", |host| {
@@ -390,6 +397,9 @@ impl Rig {
             assert_eq!(host.edge, current);
             let snapshots: BTreeSet<_> = sandbox.snapshot.into_iter().collect();
             assert!(host.snapshots.is_superset(&snapshots), "the snapshot the row names is not there");
+            if wanted == State::Stopped {
+                assert!(host.snapshots.is_empty(), "memory of a sandbox that has none");
+            }
             if wanted == State::Destroyed {
                 assert!(host.disks.is_empty() && host.snapshots.is_empty());
             }
@@ -398,10 +408,13 @@ impl Rig {
 }
 
 /// The flow every fault is tried on: each wish with the state it must end in.
-const FLOW: [(Run, State); 6] = [
+const FLOW: [(Run, State); 9] = [
     (Run::Running, State::Running),
     (Run::Paused, State::Paused),
     (Run::Running, State::Running),
+    (Run::Stopped, State::Stopped),
+    (Run::Running, State::Running),
+    (Run::Paused, State::Paused),
     (Run::Stopped, State::Stopped),
     (Run::Running, State::Running),
     (Run::Destroyed, State::Destroyed),
@@ -416,7 +429,9 @@ async fn every_step_of_the_flow_survives_every_fault() {
         rig.check_rest(state).await;
     }
     let effects = rig.world.with(|host| host.effects.clone());
-    for needed in ["launch", "attach", "start", "save", "quiesce", "kill_vmm", "detach", "remove_disk"] {
+    for needed in
+        ["launch", "attach", "start", "save", "quiesce", "kill_vmm", "detach", "remove_disk", "remove_memory"]
+    {
         assert!(effects.contains(&needed), "the flow never comes to {needed}");
     }
     for fault in [Fault::Fail, Fault::Cut, Fault::Repeat] {

@@ -66,6 +66,8 @@ pub enum Step {
     /// Take the last reading, close the row, commit the sandbox's resting state.
     CommitEnd(EndCause),
     RemoveDisk,
+    /// Give up the memory of a paused sandbox; commits `stopped`.
+    DropMemory,
     /// Commit a resting state that needs no host effect.
     Settle(State),
 }
@@ -106,6 +108,7 @@ pub fn plan(sandbox: &Sandbox, observed: &Observed) -> Plan {
 fn plan_without_execution(sandbox: &Sandbox) -> Plan {
     match sandbox.target() {
         Run::Running => act(Step::BeginExecution),
+        Run::Stopped if sandbox.state == State::Paused => act(Step::DropMemory),
         // A sandbox that never ran, or stopped, has no memory to keep: pausing it changes nothing.
         Run::Paused | Run::Stopped if sandbox.state.is_resting() => Plan::Rest,
         Run::Paused | Run::Stopped => act(Step::Settle(State::Stopped)),

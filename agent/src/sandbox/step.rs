@@ -46,6 +46,10 @@ pub async fn run(
             world.remove_disk(sandbox).await?;
             return Ok(settle(sandbox, State::Destroyed, world, store).await?);
         }
+        Step::DropMemory => {
+            world.remove_memory(sandbox).await?;
+            return Ok(drop_memory(sandbox, world, store).await?);
+        }
         Step::Settle(state) => return Ok(settle(sandbox, state, world, store).await?),
         _ => {}
     }
@@ -86,7 +90,7 @@ pub async fn run(
             Ok(world.remove_host_objects(execution).await?)
         }
         Step::CommitEnd(cause) => commit_end(sandbox, execution, cause, world, store).await,
-        Step::BeginExecution | Step::RemoveDisk | Step::Settle(_) => Ok(()),
+        Step::BeginExecution | Step::RemoveDisk | Step::DropMemory | Step::Settle(_) => Ok(()),
     }
 }
 
@@ -291,6 +295,16 @@ impl Outcome {
         }
         Self { state, reason: reason.map(str::to_owned), standing }
     }
+}
+
+async fn drop_memory(sandbox: &Sandbox, world: &dyn World, store: &Store) -> Result<(), store::Error> {
+    let (id, now_us) = (sandbox.id, world.now_us());
+    store
+        .write(move |tx| {
+            store::sandbox::record_memory_dropped(tx, id, now_us)?;
+            report(tx, &id)
+        })
+        .await
 }
 
 async fn settle(

@@ -68,6 +68,8 @@ pub trait World: Send + Sync + 'static {
     async fn remove_host_objects(&self, execution: &Execution) -> Result<(), Error>;
     /// Removes disk and snapshots of a destroyed sandbox.
     async fn remove_disk(&self, sandbox: &Sandbox) -> Result<(), Error>;
+    /// Removes the memory snapshot of a paused sandbox.
+    async fn remove_memory(&self, sandbox: &Sandbox) -> Result<(), Error>;
     /// Removes the snapshots this execution came from and left, but the one the sandbox still needs.
     async fn remove_spent_snapshots(&self, sandbox: &Sandbox, execution: &Execution) -> Result<(), Error>;
     /// Present counters; also of an execution whose VMM is gone, as of its end if that was seen, while its cgroup is

@@ -200,6 +200,13 @@ pub fn record_ended(
     record_standing(tx, sandbox.id, &outcome.standing)
 }
 
+/// A paused sandbox is stopped: its disk is what is left of it.
+pub fn record_memory_dropped(tx: &Transaction<'_>, id: SandboxId, now_us: i64) -> Result<(), Error> {
+    record_state(tx, id, State::Stopped, None, now_us)?;
+    tx.execute("UPDATE sandbox SET snapshot = NULL, guest_token = NULL WHERE id = ?1", [id.to_string()])?;
+    Ok(())
+}
+
 fn read(row: &Row<'_>) -> Result<(Sandbox, Option<String>), Error> {
     let text = |column: &str| row.get::<_, Option<String>>(column);
     let state: String = row.get("state")?;

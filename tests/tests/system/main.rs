@@ -18,6 +18,7 @@ mod vm_hostile;
 mod vm_identity;
 mod vm_leftover;
 mod vm_outage;
+mod vm_refusal;
 mod vm_sdk;
 mod vm_secret;
 mod vm_survive;

@@ -246,6 +246,13 @@ impl World for Live {
         .await
     }
 
+    async fn remove_memory(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let (host, snapshot) = (self.host.clone(), sandbox.snapshot);
+        off_worker(move || snapshot.map_or(Ok(()), |id| host.inner.snapshots.remove(id)))
+            .await
+            .map_err(Error::transient("removing the snapshot"))
+    }
+
     async fn remove_spent_snapshots(&self, sandbox: &Sandbox, execution: &Execution) -> Result<(), Error> {
         let left = SnapshotId::from_ulid(execution.id.ulid());
         let (host, keep, came_from) = (self.host.clone(), sandbox.snapshot, execution.restore);
