@@ -12,17 +12,19 @@ mod message;
 mod rows;
 mod world;
 
-use std::sync::LazyLock;
+use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use roost_domain::desired::Run;
 use tokio::runtime::Runtime;
 
 use message::Event;
 use world::{Side, World};
 
-static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+/// How long what goes on behind the last case, pushes to hosts that are not there, may take to end.
+const ENDING: Duration = Duration::from_secs(5);
 
 fn wanted() -> impl Strategy<Value = Run> {
     prop_oneof![
@@ -56,33 +58,34 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
-    #[test]
-    fn both_sides_agree_whatever_the_network_and_backups_do(events in vec(event(), 0..48)) {
-        RUNTIME.block_on(async {
-            let mut world = World::new(side().await).await;
+#[test]
+fn both_sides_agree_whatever_the_network_and_backups_do() {
+    let runtime = Runtime::new().unwrap();
+    // One scheduler for all cases: each has a tenant and a sandbox of its own.
+    let side = runtime.block_on(Side::start());
+    let mut runner = TestRunner::new(ProptestConfig::with_cases(256));
+    let checked = runner.run(&vec(event(), 0..48), |events| {
+        runtime.block_on(async {
+            let mut world = World::new(&side).await;
             for event in &events {
                 world.apply(*event).await;
                 world.check_serving().await;
             }
             world.settle().await;
         });
-    }
-}
-
-/// One scheduler for all cases: each has a tenant and a sandbox of its own.
-async fn side() -> &'static Side {
-    static SIDE: tokio::sync::OnceCell<Side> = tokio::sync::OnceCell::const_new();
-    SIDE.get_or_init(Side::start).await
+        Ok(())
+    });
+    runtime.shutdown_timeout(ENDING);
+    checked.unwrap();
 }
 
 /// The case that a restore makes worst: the host knows a later wish, and the next call has the number it knows.
 #[test]
 fn a_call_after_a_restore_is_followed() {
-    RUNTIME.block_on(async {
-        let mut world = World::new(side().await).await;
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(async {
+        let side = Side::start().await;
+        let mut world = World::new(&side).await;
         let events = [
             Event::Exchange(0),
             Event::BackUpScheduler,

@@ -65,8 +65,8 @@ struct Backup {
     hosts: Vec<host::Host>,
 }
 
-pub struct World {
-    side: &'static Side,
+pub struct World<'a> {
+    side: &'a Side,
     id: String,
     hosts: [String; 2],
     agents: [agent::Store; 2],
@@ -77,8 +77,8 @@ pub struct World {
     called: u64,
 }
 
-impl World {
-    pub async fn new(side: &'static Side) -> World {
+impl<'a> World<'a> {
+    pub async fn new(side: &'a Side) -> World<'a> {
         let owner = rows::owner(&side.store).await;
         let hosts = [rows::host(), rows::host()];
         for host in &hosts {
