@@ -92,6 +92,6 @@ mod tests {
     fn a_chain_says_every_cause_once() {
         let inner = std::io::Error::other("no space");
         let error = crate::config::Error::Read { path: "/x".into(), source: inner };
-        assert_eq!(chain(&error), "cannot read settings file /x: no space");
+        assert_eq!(chain(&error), "cannot read settings file /x, which --config names: no space");
     }
 }

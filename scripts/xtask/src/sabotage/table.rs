@@ -183,6 +183,36 @@ mod tests {
         }
     }
 
+    /// The text of every file of Rust below a directory.
+    fn sources(directory: &Path, into: &mut String) {
+        for entry in std::fs::read_dir(directory).unwrap().flatten() {
+            let path = entry.path();
+            let is_made = path.file_name().is_some_and(|name| name == "target" || name == ".git");
+            if path.is_dir() && !is_made {
+                sources(&path, into);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                into.push_str(&std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn every_test_that_is_to_notice_exists() {
+        let mut text = String::new();
+        sources(root(), &mut text);
+        for row in Table::read().unwrap().rows {
+            for test in &row.tests {
+                let name = test.name.rsplit("::").next().unwrap();
+                assert!(
+                    text.contains(&format!("fn {name}(")),
+                    "{}: there is no test {}",
+                    row.name,
+                    test.name
+                );
+            }
+        }
+    }
+
     #[test]
     fn the_quick_part_is_a_part() {
         let table = Table::read().unwrap();
