@@ -28,7 +28,7 @@ const DEADLINE: Duration = Duration::from_secs(100);
 const GEOMETRY: [(&str, u64); 3] = [("cpu_count", 1), ("memory_mb", 256), ("disk_size_mb", 1024)];
 const COMMANDS: [&str; 2] = ["true", "python3 -c 'print(1)'"];
 /// Of each command, after one that is not counted.
-pub(super) const EXECS: usize = 5;
+const EXECS: usize = 5;
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -144,40 +144,21 @@ fn destroy(stack: &Stack) -> anyhow::Result<()> {
 
 fn add(report: &mut Report, product: &Times, bare: &Times) {
     let [true_ms, python_ms] = &product.execs;
-    let [bare_true_ms, bare_python_ms] = &bare.execs;
-    for (id, what, samples, control) in [
-        (
-            "create.cold",
-            "ms, POST /sandboxes?wait to running; bare: QEMU to answered claim",
-            &product.ready,
-            &bare.ready,
-        ),
-        (
-            "create.first_exec",
-            "ms, the same to the end of a first `true`",
-            &product.first_exec,
-            &bare.first_exec,
-        ),
-        ("exec.true", "ms, exec of `true`; bare: the guest's own call", true_ms, bare_true_ms),
-        ("exec.python", "ms, exec of python3 -c 'print(1)'; bare the same", python_ms, bare_python_ms),
-        (
-            "resume",
-            "ms, POST …/resume to running; bare: QEMU restored by recipe",
-            &product.resumed,
-            &bare.resumed,
-        ),
-        (
-            "resume.first_exec",
-            "ms, the same to the end of a first `true`",
-            &product.resumed_exec,
-            &bare.resumed_exec,
-        ),
+    let cold = "ms, POST /sandboxes?wait to running; control: QEMU to answered claim";
+    report.add(Figure::of("create.cold", cold, &product.ready, Some(&bare.ready)));
+    let resume = "ms, POST …/resume to running; control: QEMU restored by recipe to answered call";
+    report.add(Figure::of("resume", resume, &product.resumed, Some(&bare.resumed)));
+    let to_cold = "ms, the same; control: QEMU's cold boot to answered claim";
+    report.add(Figure::of("resume.to_cold", to_cold, &product.resumed, Some(&bare.ready)));
+    for (id, what, samples) in [
+        ("create.first_exec", "ms, POST /sandboxes?wait to the end of a first `true`", &product.first_exec),
+        ("resume.first_exec", "ms, POST …/resume to the end of a first `true`", &product.resumed_exec),
+        ("exec.true", "ms, exec of `true`", true_ms),
+        ("exec.python", "ms, exec of python3 -c 'print(1)'", python_ms),
+        ("pause", "ms, POST …/pause to paused", &product.pause),
     ] {
-        report.add(Figure::of(id, what, samples, Some(control)));
+        report.add(Figure::of(id, what, samples, None));
     }
-    report.add(Figure::of("pause", "ms, POST …/pause to paused", &product.pause, None));
-    let cold = "times, resume against the bare VMM's cold boot";
-    report.add(Figure::of("resume.to_cold", cold, &product.resumed, Some(&bare.ready)));
 }
 
 /// The agent with real store, namespace, rules, tap, cgroup and disk, but no VMM and no guest.

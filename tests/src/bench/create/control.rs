@@ -34,26 +34,16 @@ impl Control {
         Ok(Self { binary: place.binary("roost-control")?, directory, empty_disk, image })
     }
 
-    /// A boot, its execs, and a restore of what that left.
+    /// A boot, and a restore of what that left.
     pub(super) fn take_turn(&self, times: &mut Times) -> anyhow::Result<()> {
         copy(&self.empty_disk, &self.directory.join("disk"))?;
-        let said = self.run("boot")?;
-        times.ready.push(number(&said, "ready_ms")?);
-        times.first_exec.push(number(&said, "first_exec_ms")?);
-        for (into, name) in times.execs.iter_mut().zip(["true_ms", "python_ms"]) {
-            into.extend(samples(&said, name)?);
-        }
-        let said = self.run("restore")?;
-        times.resumed.push(number(&said, "ready_ms")?);
-        times.resumed_exec.push(number(&said, "first_exec_ms")?);
-        Ok(())
-    }
-
-    fn run(&self, mode: &str) -> anyhow::Result<Value> {
         let mut command = program::command(&self.binary);
-        command.arg(mode).arg(&self.directory).arg(&self.image);
-        let text = program::run(command, b"")?.success(&format!("roost-control {mode}"))?.text();
-        serde_json::from_str(&text).with_context(|| format!("roost-control {mode} printed {text}"))
+        command.args([&self.directory, &self.image]);
+        let text = program::run(command, b"")?.success("roost-control")?.text();
+        let said = serde_json::from_str(&text).with_context(|| format!("roost-control printed {text}"))?;
+        times.ready.push(number(&said, "boot_ms")?);
+        times.resumed.push(number(&said, "restore_ms")?);
+        Ok(())
     }
 
     pub(super) fn remove(self) -> anyhow::Result<()> {
