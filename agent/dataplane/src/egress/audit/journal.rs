@@ -9,7 +9,8 @@
 //! power may lose the last few milliseconds, and ships none of them. The place of a completion in the queue
 //! is taken together with that of its intent, so finishing never waits and never fails. When too much is
 //! unshipped or the disk takes no more, new intents are refused and completions are kept until they can be
-//! written.
+//! written; a ballast file beside the segments is given back for them, and intents are refused until it can be
+//! set aside again.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -24,6 +25,7 @@ use roost_domain::audit::Record;
 use roost_domain::id::ulid_text;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::ballast::Ballast;
 use super::segment::{self, Segment};
 
 /// Records that may wait to be written, places kept for completions of open calls included.
@@ -93,21 +95,29 @@ impl Journal {
     /// Opens the directory, completes as aborted what a crash left open, and starts the threads.
     pub(crate) fn open(directory: &Path, limits: Limits) -> Result<Self, Error> {
         std::fs::create_dir_all(directory).map_err(Error::Directory)?;
-        let segments = segment::list_segments(directory)?;
-        let newest = segments.last().copied();
-        let open = match newest {
-            Some(newest) => segment::recover_open_events(directory, newest)?,
-            None => HashSet::new(),
+        let mut ballast = Ballast::beside(directory);
+        let (segment, total) = match recover(directory) {
+            // What a crash left open is ended even when nothing else can be written.
+            Err(error) if ballast.give_back() => {
+                tracing::error!(error = &error as &dyn std::error::Error, "recovering the audit once more");
+                recover(directory)?
+            }
+            other => other?,
         };
-        let mut total = 0;
-        for name in &segments {
-            let path = segment::records_path(directory, *name);
-            total += std::fs::metadata(path).map_err(Error::Directory)?.len();
+        if let Err(error) = ballast.set_aside() {
+            tracing::error!(%error, "no ballast for the audit: calls are refused until there is room");
         }
-        let mut segment = Segment::begin(directory, newest, &open)?;
-        let aborted: Vec<u8> = open.iter().flat_map(|event| super::aborted_line(*event)).collect();
-        segment.append(&aborted).and_then(|()| segment.sync()).map_err(Error::Directory)?;
-        let total_bytes = Arc::new(AtomicU64::new(total + aborted.len() as u64));
+        Self::start(directory, limits, segment, total, ballast)
+    }
+
+    fn start(
+        directory: &Path,
+        limits: Limits,
+        segment: Segment,
+        total: u64,
+        ballast: Ballast,
+    ) -> Result<Self, Error> {
+        let total_bytes = Arc::new(AtomicU64::new(total));
 
         let (publish, durable) = watch::channel(Durable { segment: segment.name, bytes: segment.len() });
         let (dirty, syncs) = thread_mpsc::sync_channel(1);
@@ -121,6 +131,7 @@ impl Journal {
             began: Instant::now(),
             segment,
             open: HashSet::new(),
+            ballast,
             dirty,
         };
         let tracked = writer.tracked().map_err(Error::Directory)?;
@@ -155,6 +166,25 @@ impl Journal {
     pub(crate) fn remove_segment(&self, name: Ulid) -> io::Result<()> {
         remove_counted(&self.directory, name, &self.total_bytes)
     }
+}
+
+/// Completes as aborted what a crash left open; the segment to write to, and the bytes there are.
+fn recover(directory: &Path) -> Result<(Segment, u64), Error> {
+    let segments = segment::list_segments(directory)?;
+    let newest = segments.last().copied();
+    let open = match newest {
+        Some(newest) => segment::recover_open_events(directory, newest)?,
+        None => HashSet::new(),
+    };
+    let mut total = 0;
+    for name in &segments {
+        let path = segment::records_path(directory, *name);
+        total += std::fs::metadata(path).map_err(Error::Directory)?.len();
+    }
+    let mut segment = Segment::begin(directory, newest, &open)?;
+    let aborted: Vec<u8> = open.iter().flat_map(|event| super::aborted_line(*event)).collect();
+    segment.append(&aborted).and_then(|()| segment.sync()).map_err(Error::Directory)?;
+    Ok((segment, total + aborted.len() as u64))
 }
 
 impl Reserved {
@@ -217,6 +247,7 @@ struct Writer {
     written: Arc<AtomicU64>,
     began: Instant,
     open: HashSet<Ulid>,
+    ballast: Ballast,
     dirty: thread_mpsc::SyncSender<Sync>,
 }
 
@@ -282,6 +313,9 @@ impl Writer {
         if let Some(total) = self.is_full() {
             refuse_intents(batch, || Error::Full(total));
         }
+        if batch.iter().any(|job| job.ack.is_some()) && !self.ballast.is_set_aside() {
+            refuse_intents(batch, || Error::Disk);
+        }
         self.open.extend(batch.iter().filter(|job| job.ack.is_some()).map(|job| job.event));
         // A completion without an intent is that of a caller who went away before its intent was queued.
         batch.retain(|job| self.open.contains(&job.event));
@@ -293,7 +327,9 @@ impl Writer {
             }
             batch.retain(|job| self.open.contains(&job.event));
             lines = joined(batch);
-            std::thread::sleep(RETRY_WRITE);
+            if !self.ballast.give_back() {
+                std::thread::sleep(RETRY_WRITE);
+            }
         }
         self.total_bytes.fetch_add(lines.len() as u64, Ordering::Relaxed);
         self.written.store(self.segment.len(), Ordering::Release);

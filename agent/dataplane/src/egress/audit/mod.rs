@@ -6,6 +6,7 @@
 //! by [`Pending::finish`], or as cancelled when it is dropped. Must not see a secret's value: records are
 //! made from the request as the guest sent it.
 
+mod ballast;
 mod journal;
 mod segment;
 pub mod ship;

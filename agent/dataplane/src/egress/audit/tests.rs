@@ -165,3 +165,90 @@ async fn the_operator_s_own_journal_forgets_its_oldest() {
     until("a bounded journal", || bytes() < 4000).await;
     end(audit).await;
 }
+
+/// A file system of its own, gone with the test.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(mib: u32) -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let options = format!("size={mib}m");
+        nix::mount::mount(
+            Some("tmpfs"),
+            place.path(),
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some(options.as_str()),
+        )
+        .expect("this test mounts a small file system, as root");
+        Self(place)
+    }
+
+    /// Leaves not one byte.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.path().join("filler")).unwrap();
+        for size in [1 << 16, 1 << 12, 1] {
+            while std::io::Write::write_all(&mut file, &vec![1; size]).is_ok() {}
+        }
+    }
+
+    fn empty(&self) {
+        std::fs::remove_file(self.0.path().join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test]
+async fn f2_on_a_full_disk_no_call_begins_and_those_that_did_end() {
+    let disk = SmallDisk::mount(24);
+    let journal = disk.0.path().join("shipped");
+    let limits = Limits { segment_bytes: 16 << 20, total_bytes: 1 << 30, ..SMALL };
+    let open = || Audit::open_with(disk.0.path(), limits.clone(), limits.clone()).unwrap();
+    let audit = open();
+    let mut pending = Vec::new();
+    for _ in 0..2000 {
+        pending.push(audit.begin(&subject(false), call("a.example")).await.unwrap());
+    }
+    let left_open = pending.pop();
+    disk.fill();
+    // The last page of the segment may take a few more.
+    let refused = loop {
+        match audit.begin(&subject(false), call("a.example")).await {
+            Ok(call) => pending.push(call),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::Disk), "{refused}");
+    let count = pending.len();
+    for call in pending {
+        call.finish(Outcome::allowed(200));
+    }
+    let ended = || events(&journal).values().filter(|(_, ends)| ends.len() == 1).count();
+    until("the ends of all calls but one", || ended() == count).await;
+    let again = audit.begin(&subject(false), call("a.example")).await;
+    assert!(matches!(again, Err(Error::Disk)), "{again:?}");
+
+    // The process dies on the full disk: the next one ends what it left.
+    std::mem::forget(left_open);
+    drop(audit);
+    let audit = open();
+    let aborted = Some("aborted".to_owned());
+    assert_eq!(events(&journal).values().filter(|(_, ends)| *ends == [aborted.clone()]).count(), 1);
+    assert!(events(&journal).values().all(|(begun, ends)| (*begun, ends.len()) == (1, 1)));
+
+    disk.empty();
+    let begun = async {
+        loop {
+            match audit.begin(&subject(false), call("a.example")).await {
+                Ok(call) => break call.finish(Outcome::allowed(200)),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), begun).await.expect("calls begin again");
+}
