@@ -60,6 +60,10 @@ pub struct Capacity {
     pub memory_overcommit: f64,
     pub disk_mib: u64,
     pub disk_overcommit: f64,
+    /// With less than this free in `state_dir`, new sandboxes and memory snapshots are refused.
+    pub disk_reserve_mib: u64,
+    /// Set aside in `state_dir` and given back when it is full, so that the agent can still write down what it does.
+    pub ballast_mib: u64,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -135,7 +139,14 @@ impl Default for Dataplane {
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { memory_mib: 0, memory_overcommit: 1.0, disk_mib: 0, disk_overcommit: 1.0 }
+        Self {
+            memory_mib: 0,
+            memory_overcommit: 1.0,
+            disk_mib: 0,
+            disk_overcommit: 1.0,
+            disk_reserve_mib: 1024,
+            ballast_mib: 64,
+        }
     }
 }
 

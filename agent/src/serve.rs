@@ -11,12 +11,17 @@ use roost_proto::host::HostInfo;
 use tracing::{info, warn};
 
 use crate::config::{self, Config};
+use crate::host::off_worker;
+use crate::host::room::Room;
 use crate::plane::{self, Plane};
 use crate::sandbox::live::{Host, Live};
 use crate::sandbox::{Manager, recover, step};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::{capacity, cli, link, meter};
+
+/// How often the room in the state directory is looked at.
+const ROOM_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT. VMs and data plane go on after it.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -40,12 +45,15 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     // Every check exists before the first question: without one a daemon would be ready.
     let health = Health::new();
     let (dataplane_ready, operators_ready) = (health.check("dataplane"), health.check("operators"));
+    let disk_ready = health.check("disk");
     let joined = config.scheduler.as_ref().map(|_| health.check("joined"));
     let (metrics, registry) = Metrics::register();
     let listener = health::bind(&health::Settings::on_port(config.health_port)).await?;
     shutdown.spawn(health::serve(listener, health.clone(), registry, shutdown.clone()));
 
-    let store = Store::open(&config.database()).context("opening the agent's database")?;
+    let room =
+        Room::new(config.state_dir.clone(), config.capacity.disk_reserve_mib, config.capacity.ballast_mib);
+    let store = open_store(&config, &room).context("opening the agent's database")?;
     let (plane, requests) = Plane::start(
         &plane::Settings {
             egress_socket: config.egress_socket(),
@@ -55,7 +63,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
         },
         &config.instance,
     );
-    let host = Host::prepare(&config).await?;
+    let host = Host::prepare(&config, room.clone()).await?;
     recover::run(&host, &store).await.context("taking stock of the host")?;
 
     let live = Arc::new(Live::new(host.clone(), plane.clone(), Arc::clone(&config)));
@@ -65,6 +73,8 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     until(&shutdown, live.clone().keep_configured());
     until(&shutdown, meter::run(live.clone(), manager.clone(), store.clone()));
     until(&shutdown, metrics.keep_current(manager.clone(), store.clone()));
+
+    until(&shutdown, watch_room(room, manager.clone(), disk_ready));
 
     let known = manager.resume_all().await?;
     info!(sandboxes = known, vmm = host.vmm_name(), "agent is up");
@@ -93,6 +103,50 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     leftover.tidy();
     info!("agent is down; sandboxes and data plane go on");
     Ok(())
+}
+
+/// A database that cannot be opened for want of room gets what was set aside for that.
+fn open_store(config: &Config, room: &Room) -> Result<Store, crate::store::Error> {
+    let store = Store::open(&config.database()).or_else(|error| match room.give_way() {
+        true => Store::open(&config.database()),
+        false => Err(error),
+    })?;
+    let room = room.clone();
+    Ok(store.with_room_maker(move || {
+        room.give_way();
+    }))
+}
+
+/// Says whether there is room, sets the ballast aside again, and has held guests go on once there is.
+async fn watch_room(room: Room, manager: Manager, ready: health::Check) {
+    let mut was_short = false;
+    loop {
+        let looked = room.clone();
+        let found = off_worker(move || {
+            let found = looked.check();
+            (found, looked.set_aside())
+        });
+        match found.await {
+            (Ok(()), Ok(_)) => {
+                ready.pass();
+                if std::mem::take(&mut was_short) {
+                    info!("there is room again in the state directory");
+                    let _ = manager.resume_all().await;
+                }
+            }
+            (Err(error), _) => {
+                ready.fail(roost_daemon::telemetry::chain(&error));
+                if !std::mem::replace(&mut was_short, true) {
+                    warn!(error = %roost_daemon::telemetry::chain(&error), "no new sandboxes and snapshots");
+                }
+            }
+            (Ok(()), Err(error)) => {
+                ready.fail(roost_daemon::telemetry::chain(&error));
+                warn!(error = %roost_daemon::telemetry::chain(&error), "no ballast could be set aside");
+            }
+        }
+        tokio::time::sleep(ROOM_EVERY).await;
+    }
 }
 
 /// Runs `work` until it ends or the daemon stops. Nothing here is lost by stopping: the store has it.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::capacity::{self, Budget};
 use crate::config::Config;
 use crate::host::names::Instance;
+use crate::host::room::Room;
 use crate::host::{cgroup, netns, off_worker, seal};
 use crate::image::Images;
 use crate::plane::Plane;
@@ -26,6 +27,8 @@ pub(super) struct Facts {
     pub(super) templates: Result<Vec<String>, String>,
     pub(super) vmm: Result<Choice, String>,
     pub(super) budget: Result<Budget, String>,
+    /// MiB free in the state directory, or why that is too little.
+    pub(super) room: Result<u64, String>,
     pub(super) egress: DataplaneFact,
     pub(super) edge: DataplaneFact,
 }
@@ -68,6 +71,7 @@ pub(super) async fn gather(config: &Config, plane: Option<&Plane>) -> Facts {
             .map_err(|error| roost_daemon::telemetry::chain(&error)),
         vmm,
         budget: capacity::budget(&wanted).map_err(|error| roost_daemon::telemetry::chain(&error)),
+        room: examine_room(&wanted).map_err(|error| roost_daemon::telemetry::chain(error.as_ref())),
         egress: DataplaneFact::Absent,
         edge: DataplaneFact::Absent,
     })
@@ -113,6 +117,13 @@ async fn examine_vmm(config: &Config) -> Trial<Choice> {
     };
     let choose::Choice { name, reasons, .. } = choose::choose(&config.vmm.driver, place).await?;
     Ok(Choice { chosen: name, reasons })
+}
+
+fn examine_room(config: &Config) -> Trial<u64> {
+    let capacity = &config.capacity;
+    let room = Room::new(config.state_dir.clone(), capacity.disk_reserve_mib, capacity.ballast_mib);
+    room.check()?;
+    Ok(room.free_mib()?)
 }
 
 type Trial<T> = Result<T, Box<dyn std::error::Error>>;

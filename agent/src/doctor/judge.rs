@@ -38,6 +38,7 @@ pub(super) fn judge(config: &Config, facts: &Facts) -> Vec<Finding> {
     images(&mut findings, config, facts);
     vmm(&mut findings, facts);
     budget(&mut findings, facts);
+    room(&mut findings, config, facts);
     dataplane(&mut findings, config, facts);
     exceptions(&mut findings, config);
     findings.0
@@ -140,6 +141,15 @@ fn budget(findings: &mut Findings, facts: &Facts) {
     }
 }
 
+fn room(findings: &mut Findings, config: &Config, facts: &Facts) {
+    let found = match &facts.room {
+        Ok(free_mib) => format!("{free_mib} MiB free, the last {} kept", config.capacity.disk_reserve_mib),
+        Err(reason) => reason.clone(),
+    };
+    let remedy = "free some of state_dir's file system, or lower [capacity] disk_reserve_mib";
+    findings.need("disk room", facts.room.is_ok(), found, remedy);
+}
+
 fn dataplane(findings: &mut Findings, config: &Config, facts: &Facts) {
     for (name, socket, fact) in
         [("egress", config.egress_socket(), facts.egress), ("edge", config.edge_socket(), facts.edge)]
@@ -187,6 +197,7 @@ mod tests {
             templates: Ok(vec!["miosa-sandbox".into()]),
             vmm: Ok(Choice { chosen: "qemu-tcg".into(), reasons: vec!["no vmx or svm".into()] }),
             budget: Ok(Budget { memory_mib: 8192, disk_mib: 10_000, vcpus: 2 }),
+            room: Ok(5000),
             egress: DataplaneFact::Connected,
             edge: DataplaneFact::Listening,
         }
@@ -209,7 +220,7 @@ mod tests {
     #[test]
     fn every_need_can_be_missing_and_says_how_to_get_it() {
         type Breakage = fn(&mut Facts);
-        let broken: [(&str, Breakage); 12] = [
+        let broken: [(&str, Breakage); 13] = [
             ("root", |facts| facts.is_root = false),
             ("mount namespace", |facts| facts.shares_mount_namespace = false),
             ("nft", |facts| facts.tools[0].path = None),
@@ -220,6 +231,7 @@ mod tests {
             ("vmm", |facts| facts.vmm = Err("no qemu".into())),
             ("memory budget", |facts| facts.budget.as_mut().unwrap().memory_mib = 1),
             ("disk budget", |facts| facts.budget.as_mut().unwrap().disk_mib = 1),
+            ("disk room", |facts| facts.room = Err("nearly full".into())),
             ("egress", |facts| facts.egress = DataplaneFact::Absent),
             ("edge", |facts| facts.edge = DataplaneFact::Absent),
         ];

@@ -78,6 +78,8 @@ pub struct Cgroup {
     cpu_dir: PathBuf,
     /// All directories of the group, one in version 2.
     dirs: BTreeSet<PathBuf>,
+    /// Those among them that limit nothing: who follows processes there must not find a VMM in another's group.
+    followed: Vec<PathBuf>,
 }
 
 fn at(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -95,6 +97,7 @@ pub fn locate(path: &str) -> Result<Cgroup, Error> {
             memory_dir: dir.clone(),
             cpu_dir: dir.clone(),
             dirs: BTreeSet::from([dir]),
+            followed: Vec::new(),
         });
     }
     let hierarchy = V1::new();
@@ -103,13 +106,40 @@ pub fn locate(path: &str) -> Result<Cgroup, Error> {
         let mounted = hierarchy.get_mount_point(controller);
         mounted.map(|root| root.join(path)).ok_or(Error::Controller(name))
     };
+    let followed: Vec<PathBuf> = list_followed()?.into_iter().map(|root| root.join(path)).collect();
+    let mut dirs: BTreeSet<PathBuf> = V1_CONTROLLERS.into_iter().map(of).collect::<Result<_, _>>()?;
+    dirs.extend(followed.iter().cloned());
     Ok(Cgroup {
         path: path.to_owned(),
         unified: false,
         memory_dir: of(Controllers::Mem)?,
         cpu_dir: of(Controllers::CpuAcct)?,
-        dirs: V1_CONTROLLERS.into_iter().map(of).collect::<Result<_, _>>()?,
+        dirs,
+        followed,
     })
+}
+
+/// Hierarchies beside the controllers' of version 1 in which systemd keeps its services: whoever stops the agent
+/// stops what is in its group there.
+fn list_followed() -> Result<Vec<PathBuf>, Error> {
+    let path = Path::new("/proc/self/mounts");
+    let text = fs::read_to_string(path).map_err(at("reading", path))?;
+    Ok(parse_followed(&text))
+}
+
+fn parse_followed(mounts: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for line in mounts.lines() {
+        let mut fields = line.split(' ').skip(1);
+        let (Some(place), Some(kind), Some(options)) = (fields.next(), fields.next(), fields.next()) else {
+            continue;
+        };
+        let is_named = kind == "cgroup" && options.split(',').any(|option| option == "name=systemd");
+        if is_named || kind == "cgroup2" {
+            found.push(PathBuf::from(place));
+        }
+    }
+    found
 }
 
 /// Makes the group, or sets the limits of the one that is there.
@@ -135,6 +165,9 @@ pub fn ensure(path: &str, limits: &Limits) -> Result<Cgroup, Error> {
         .done()
         .build(hierarchy)
         .map_err(|source| Error::Make { path: path.to_owned(), source })?;
+    for dir in &group.followed {
+        fs::create_dir_all(dir).map_err(at("making", dir))?;
+    }
     // The builder only warns when a version 1 directory cannot be made.
     for dir in &group.dirs {
         fs::metadata(dir).map_err(at("looking at", dir))?;
@@ -344,6 +377,16 @@ mod tests {
         assert_eq!(field(text, "file"), None);
     }
 
+    #[test]
+    fn the_hierarchies_of_systemd_are_told_from_the_controllers() {
+        let mounts = "cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
+                      cgroup /sys/fs/cgroup/systemd cgroup rw,xattr,name=systemd 0 0\n\
+                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw,nsdelegate 0 0\n\
+                      tmpfs /run tmpfs rw 0 0\nodd\n";
+        let expected = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"].map(PathBuf::from);
+        assert_eq!(parse_followed(mounts), expected);
+    }
+
     /// The unified hierarchy, wherever it is mounted beside or instead of the old ones.
     fn unified_root() -> PathBuf {
         let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
@@ -362,6 +405,7 @@ mod tests {
             memory_dir: dir.clone(),
             cpu_dir: dir.clone(),
             dirs: BTreeSet::from([dir.clone()]),
+            followed: Vec::new(),
         };
         let scratch = tempfile::tempdir().expect("a directory");
         let program = Path::new("/bin/sleep").canonicalize().expect("a program");

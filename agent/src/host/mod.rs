@@ -12,6 +12,7 @@ pub mod names;
 pub mod netns;
 pub mod process;
 pub mod reclaim;
+pub mod room;
 pub mod seal;
 pub mod sockets;
 pub mod spawn;

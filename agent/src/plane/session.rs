@@ -45,6 +45,13 @@ pub enum Error {
     WrongPeer { role: &'static str, found: u32, expected: u32 },
 }
 
+impl Error {
+    /// The process is not there, or went away while it was asked: another will be.
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Away { .. } | Self::Packet { .. })
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) role: Role,

@@ -32,10 +32,36 @@ pub enum Error {
     TaskEnded,
 }
 
+impl Error {
+    /// The file system is full; SQLite says so of pages, and of the first write of a journal as a failed write.
+    fn is_disk_full(&self) -> bool {
+        let Self::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) = self else { return false };
+        failure.code == rusqlite::ErrorCode::DiskFull
+            || matches!(
+                failure.extended_code,
+                rusqlite::ffi::SQLITE_IOERR_WRITE
+                    | rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+                    | rusqlite::ffi::SQLITE_IOERR_SHMOPEN
+                    | rusqlite::ffi::SQLITE_CANTOPEN
+            )
+    }
+}
+
 /// A cheap handle to the database.
 #[derive(Debug, Clone)]
 pub struct Store {
     connection: Arc<Mutex<Connection>>,
+    on_full: OnFull,
+}
+
+/// Called when the disk takes no more, before the failure is answered: whoever tries again may find room.
+#[derive(Clone)]
+struct OnFull(Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for OnFull {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("OnFull")
+    }
 }
 
 impl Store {
@@ -55,7 +81,12 @@ impl Store {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.busy_timeout(std::time::Duration::from_secs(10))?;
         migrate(&mut connection)?;
-        Ok(Self { connection: Arc::new(Mutex::new(connection)) })
+        Ok(Self { connection: Arc::new(Mutex::new(connection)), on_full: OnFull(Arc::new(|| ())) })
+    }
+
+    /// With something to make room when the disk is full.
+    pub fn with_room_maker(self, make_room: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { on_full: OnFull(Arc::new(make_room)), ..self }
     }
 
     /// Runs `job` as one transaction; nothing of it is visible unless it returns `Ok`.
@@ -65,13 +96,15 @@ impl Store {
         F: FnOnce(&Transaction<'_>) -> Result<T, Error> + Send + 'static,
     {
         let connection = Arc::clone(&self.connection);
+        let on_full = self.on_full.clone();
         tokio::task::spawn_blocking(move || {
             // A poisoned lock only means that another job panicked; its transaction was rolled back.
             let mut connection = connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let value = job(&transaction)?;
-            transaction.commit()?;
-            Ok(value)
+            let outcome = transact(&mut connection, job);
+            if outcome.as_ref().is_err_and(Error::is_disk_full) {
+                (on_full.0)();
+            }
+            outcome
         })
         .await
         .map_err(|_| Error::TaskEnded)?
@@ -98,6 +131,16 @@ impl Store {
         })
         .await
     }
+}
+
+fn transact<T>(
+    connection: &mut Connection,
+    job: impl FnOnce(&Transaction<'_>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let value = job(&transaction)?;
+    transaction.commit()?;
+    Ok(value)
 }
 
 /// Applies each `-- version N` block of the schema that the file does not have yet, each in its own transaction.
@@ -142,6 +185,48 @@ mod tests {
         drop(Store::open(&path).unwrap());
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
         assert!(matches!(Store::open(&path), Err(Error::FromTheFuture { found: 99, .. })));
+    }
+
+    /// A file system of its own, gone with the test.
+    struct SmallDisk(tempfile::TempDir);
+
+    impl SmallDisk {
+        fn mount(mib: u32) -> Self {
+            let place = tempfile::tempdir().unwrap();
+            let options = format!("size={mib}m");
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some("tmpfs"), place.path(), Some("tmpfs"), flags, Some(options.as_str()))
+                .expect("this test mounts a small file system, as root");
+            Self(place)
+        }
+    }
+
+    impl Drop for SmallDisk {
+        fn drop(&mut self) {
+            let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+
+    #[tokio::test]
+    async fn on_a_full_disk_the_ballast_is_given_back_and_commits_go_on() {
+        let disk = SmallDisk::mount(16);
+        let room = crate::host::room::Room::new(disk.0.path().to_owned(), 0, 4);
+        assert!(room.set_aside().unwrap());
+        let (store, given) = (Store::open(&disk.0.path().join("agent.db")).unwrap(), room.clone());
+        let store = store.with_room_maker(move || {
+            given.give_way();
+        });
+        let mut filler = std::fs::File::create(disk.0.path().join("filler")).unwrap();
+        while std::io::Write::write_all(&mut filler, &[1; 4096]).is_ok() {}
+        // Large enough that what the journal has allocated does not hold them all.
+        let value = "x".repeat(64 << 10);
+        let mut failures = 0;
+        for _ in 0..40 {
+            failures += usize::from(store.record_fact("large", value.clone()).await.is_err());
+        }
+        assert!(!disk.0.path().join("ballast").exists(), "it was never needed");
+        assert_eq!(failures, 1, "only the commit that found the disk full");
+        assert_eq!(store.find_fact("large").await.unwrap(), Some(value));
     }
 
     #[tokio::test]

@@ -68,3 +68,24 @@ async fn who_takes_more_memory_than_allowed_is_ended() {
     process.wait().await.expect("ended");
     eventually("the kernel's count", || group.oom_kills().expect("read") >= 1);
 }
+
+/// Whoever stops the agent as a service ends what is in the agent's group, in whichever hierarchy that is followed.
+#[tokio::test]
+async fn a_process_leaves_the_agent_s_group_in_every_hierarchy_that_tells_services_apart() {
+    let scratch = Scratch::new("cgleave");
+    let names = scratch.names(1);
+    let group = cgroup::ensure(&names.cgroup, &LIMITS).expect("made");
+    let process = start(&names, &group, "/bin/sleep", &["60"]);
+    let memberships = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid())).expect("read");
+    let outside: Vec<&str> = memberships
+        .lines()
+        .filter(|line| {
+            let kind = line.split(':').nth(1);
+            matches!(kind, Some("" | "name=systemd" | "cpu" | "cpuacct" | "cpu,cpuacct" | "memory" | "pids"))
+        })
+        .filter(|line| !line.ends_with(&names.cgroup))
+        .collect();
+    group.kill().expect("killed");
+    process.wait().await.expect("ended");
+    assert_eq!(outside, Vec::<&str>::new(), "it stays where its parent is");
+}

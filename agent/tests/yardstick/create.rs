@@ -22,6 +22,7 @@ use roost_agent::config::Config;
 use roost_agent::host::cgroup::{self, Limits};
 use roost_agent::host::names::Names;
 use roost_agent::host::process::VmmProcess;
+use roost_agent::host::room::Room;
 use roost_agent::host::{file, netns, reclaim, seal, sockets, tap};
 use roost_agent::image::Image;
 use roost_agent::plane::{self, Plane};
@@ -83,7 +84,8 @@ async fn measure(images: &Path, template: &str, count: usize) {
         changes.changed().await.unwrap();
     }
     let store = Store::open(&config.database()).unwrap();
-    let host = Host::with_driver(&config, Arc::new(NullDriver::default()), "null".to_owned()).unwrap();
+    let room = Room::new(config.state_dir.clone(), 0, 0);
+    let host = Host::with_driver(&config, room, Arc::new(NullDriver::default()), "null".to_owned()).unwrap();
     let live = Arc::new(Live::new(host.clone(), plane.clone(), Arc::clone(&config)));
     let uids = step::Settings { vmm_uids: (config.vmm.uid_first, config.vmm.uid_last) };
     let manager = Manager::new(live, store, uids, plane.changes());

@@ -69,10 +69,15 @@ impl World for Live {
 
     async fn ensure_disk(&self, sandbox: &Sandbox) -> Result<(), Error> {
         let (disk, cache) = (self.host.disk(sandbox.id), self.host.inner.cache_dir.clone());
-        let size_mib = sandbox.spec.disk_mib;
-        off_worker(move || file::ensure_empty_disk(&cache, &disk, size_mib))
-            .await
-            .map_err(Error::transient("making the disk"))
+        let (size_mib, room) = (sandbox.spec.disk_mib, self.host.inner.room.clone());
+        off_worker(move || {
+            // One that is there is used as it is, however little room there is beside it.
+            if !disk.exists() {
+                room.check().map_err(Error::permanent("making the disk"))?;
+            }
+            file::ensure_empty_disk(&cache, &disk, size_mib).map_err(Error::transient("making the disk"))
+        })
+        .await
     }
 
     async fn ensure_network(&self, execution: &Execution) -> Result<(), Error> {
@@ -157,9 +162,14 @@ impl World for Live {
             }),
             _ => Ask::Claim(Claim { execution: name, token, identity, deadline_ms }),
         };
-        // Once: a guest that did not answer by the deadline will not by another.
         let answer = self.plane.edge.request(ask, &[], deadline + GRACE).await;
-        match answer.map_err(Error::permanent("claiming the guest"))? {
+        let answer = answer.map_err(|error| match error.is_away() {
+            // Edge was killed, not the guest: it is asked again, by the next one, and finds what was done.
+            true => Error::transient("claiming the guest")(error),
+            // Once: a guest that did not answer by the deadline will not by another.
+            false => Error::permanent("claiming the guest")(error),
+        });
+        match answer? {
             Answer::Claimed(_) => Ok((self.now_us() - execution.created_us).max(0)),
             _ => Err(Error::permanent("claiming the guest")("edge answered something else")),
         }
@@ -175,6 +185,8 @@ impl World for Live {
     async fn save(&self, sandbox: &Sandbox, execution: &Execution) -> Result<(), Error> {
         let vm = self.host.find_vm(sandbox, execution).await?;
         let vm = vm.ok_or_else(|| Error::permanent("saving the guest")("its VMM is gone"))?;
+        let room = self.host.inner.room.clone();
+        off_worker(move || room.check()).await.map_err(Error::permanent("saving the guest"))?;
         if vm.observe().await.map_err(Error::transient("observing the guest"))? == VmObserved::Running {
             // A guest that does not flush is saved as it is: its memory holds what its disk lacks.
             if let Err(error) = self.quiesce(execution).await {
@@ -306,8 +318,12 @@ impl Live {
         };
         match vm.observe().await.map_err(Error::transient("observing the VMM"))? {
             VmObserved::Running | VmObserved::Paused => Ok(Vmm::Alive),
-            // The host's disk was full. The guest tries again, and is held again if it still is.
+            // The host's disk was full. The guest tries again when there is more room than others are to be left.
             VmObserved::Stalled => {
+                let room = self.host.inner.room.clone();
+                if off_worker(move || room.check()).await.is_err() {
+                    return Ok(Vmm::Alive);
+                }
                 vm.cont().await.map_err(Error::transient("letting a stalled guest go on"))?;
                 Ok(Vmm::Alive)
             }

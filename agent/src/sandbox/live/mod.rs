@@ -15,6 +15,7 @@ use roost_domain::id::{ExecutionId, SandboxId, SnapshotId};
 
 use crate::config::Config;
 use crate::host::names::{Instance, Names};
+use crate::host::room::Room;
 use crate::host::{cgroup, off_worker};
 use crate::image::{Image, Images};
 use crate::plane::Plane;
@@ -44,6 +45,7 @@ struct Inner {
     snapshots: Snapshots,
     cache_dir: PathBuf,
     identity_dir: PathBuf,
+    room: Room,
     vms: Mutex<HashMap<ExecutionId, Arc<Slot>>>,
     /// When (boot clock) the end of a VMM was seen.
     ends: Mutex<HashMap<ExecutionId, i64>>,
@@ -64,7 +66,7 @@ impl std::fmt::Debug for Host {
 
 impl Host {
     /// Makes the directories, chooses the VMM by a real trial.
-    pub async fn prepare(config: &Config) -> anyhow::Result<Self> {
+    pub async fn prepare(config: &Config, room: Room) -> anyhow::Result<Self> {
         let instance = Instance::new(&config.instance, &config.run_dir)?;
         let place = vmm::choose::Place {
             instance: &instance,
@@ -74,11 +76,16 @@ impl Host {
             execution: roost_daemon::ids::fresh(),
         };
         let choice = vmm::choose::choose(&config.vmm.driver, place).await?;
-        Self::with_driver(config, choice.driver, choice.name)
+        Self::with_driver(config, room, choice.driver, choice.name)
     }
 
     /// Makes the directories, for a VMM that is chosen already.
-    pub fn with_driver(config: &Config, driver: Arc<dyn Driver>, vmm_name: String) -> anyhow::Result<Self> {
+    pub fn with_driver(
+        config: &Config,
+        room: Room,
+        driver: Arc<dyn Driver>,
+        vmm_name: String,
+    ) -> anyhow::Result<Self> {
         let instance = Instance::new(&config.instance, &config.run_dir)?;
         let [disk_dir, cache_dir, identity_dir] =
             ["disks", "cache", "identity"].map(|name| config.state_dir.join(name));
@@ -97,6 +104,7 @@ impl Host {
             snapshots: Snapshots::new(&config.state_dir),
             cache_dir,
             identity_dir,
+            room,
             vms: Mutex::default(),
             ends: Mutex::default(),
         };
