@@ -8,7 +8,9 @@
 pub mod bench;
 pub mod browser;
 pub mod burden;
+pub mod churn;
 pub mod conform;
+pub mod crash;
 pub mod image;
 pub mod poll;
 pub mod program;

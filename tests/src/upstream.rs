@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,7 +18,13 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 pub const NAME: &str = "echo.roost.test";
 /// What every request is answered with.
 pub const ANSWER: &str = "{\"ok\":true}";
+/// A request whose path begins so is answered after [`SLOWNESS`].
+pub const SLOW: &str = "/slow/";
+pub const SLOWNESS: Duration = Duration::from_millis(400);
+/// A request whose path begins so is answered when [`Upstream::release`] is called, or never.
+pub const HELD: &str = "/held/";
 const DEADLINE: Duration = Duration::from_secs(10);
+const HELD_AT_MOST: Duration = Duration::from_secs(60);
 const BODY_BYTES_MAX: u64 = 1024 * 1024;
 
 /// One request as it arrived.
@@ -40,7 +46,31 @@ impl Seen {
 pub struct Upstream {
     pub port: u16,
     pub root_pem: String,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// The directory that is served, if any.
+    root: Option<PathBuf>,
+    seen: Mutex<Vec<Seen>>,
+    released: Mutex<bool>,
+    on_release: Condvar,
+}
+
+impl Shared {
+    /// Returns when the request may be answered.
+    fn wait_for_turn(&self, path: &str) {
+        if path.starts_with(SLOW) {
+            // Slow on purpose.
+            std::thread::sleep(SLOWNESS);
+        }
+        if path.starts_with(HELD) {
+            let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = |released: &mut bool| !*released;
+            drop(self.on_release.wait_timeout_while(released, HELD_AT_MOST, held));
+        }
+    }
 }
 
 impl Upstream {
@@ -58,16 +88,16 @@ impl Upstream {
         let (root_pem, config) = make_certificates()?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let port = listener.local_addr()?.port();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let (config, theirs, root) = (Arc::new(config), Arc::clone(&seen), Arc::new(root));
+        let shared = Arc::new(Shared { root, ..Shared::default() });
+        let (config, theirs) = (Arc::new(config), Arc::clone(&shared));
         std::thread::Builder::new().name("upstream".to_owned()).spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (config, seen, root) = (Arc::clone(&config), Arc::clone(&theirs), Arc::clone(&root));
+                let (config, shared) = (Arc::clone(&config), Arc::clone(&theirs));
                 // A caller that breaks off concerns nobody else.
-                std::thread::spawn(move || drop(serve(stream, config, &seen, root.as_deref())));
+                std::thread::spawn(move || drop(serve(stream, config, &shared)));
             }
         })?;
-        Ok(Self { port, root_pem, seen })
+        Ok(Self { port, root_pem, shared })
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -81,16 +111,17 @@ impl Upstream {
 
     /// Everything that arrived so far.
     pub fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Answers every request that is or will be held.
+    pub fn release(&self) {
+        *self.shared.released.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.shared.on_release.notify_all();
     }
 }
 
-fn serve(
-    stream: TcpStream,
-    config: Arc<ServerConfig>,
-    seen: &Mutex<Vec<Seen>>,
-    root: Option<&Path>,
-) -> anyhow::Result<()> {
+fn serve(stream: TcpStream, config: Arc<ServerConfig>, shared: &Shared) -> anyhow::Result<()> {
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(StreamOwned::new(ServerConnection::new(config)?, stream));
@@ -110,9 +141,11 @@ fn serve(
         let length = request.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
         let mut body = Vec::new();
         stream.by_ref().take(std::cmp::min(length, BODY_BYTES_MAX)).read_to_end(&mut body)?;
-        let answer = answer(&request.line, root);
-        seen.lock().unwrap_or_else(PoisonError::into_inner).push(request);
-        stream.get_mut().write_all(&answer)?;
+        let (line, path) =
+            (request.line.clone(), request.line.split(' ').nth(1).unwrap_or_default().to_owned());
+        shared.seen.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        shared.wait_for_turn(&path);
+        stream.get_mut().write_all(&answer(&line, shared.root.as_deref()))?;
         stream.get_mut().flush()?;
     }
 }

@@ -51,15 +51,16 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut report = Report::default();
-    match &arguments.command {
-        Command::Create(options) => create::run(options, &mut report)?,
-        Command::Egress(options) => egress::run(options, &mut report)?,
-        Command::Crash(options) => crash::run(options, &mut report)?,
-        Command::Churn(options) => churn::run(options, &mut report)?,
-    }
+    let outcome = match &arguments.command {
+        Command::Create(options) => create::run(options, &mut report),
+        Command::Egress(options) => egress::run(options, &mut report),
+        Command::Crash(options) => crash::run(options, &mut report),
+        Command::Churn(options) => churn::run(options, &mut report),
+    };
+    // What was measured is told also when it is not as it should be.
     report.print();
-    match &arguments.json {
-        Some(path) => report.write_json(path),
-        None => Ok(()),
+    if let Some(path) = &arguments.json {
+        report.write_json(path)?;
     }
+    outcome
 }

@@ -60,6 +60,33 @@ pub fn find(place: &Place, baseline: &Baseline) -> Vec<String> {
 
 /// Removes whatever of the stack is there, running or not. Repeatable.
 pub fn sweep(place: &Place) -> anyhow::Result<()> {
+    end_all(place)?;
+    // Innermost first.
+    for path in mounts(place).iter().rev() {
+        let _ = umount2(path, MntFlags::MNT_DETACH);
+    }
+    remove_dir_if_there(&place.run_dir)
+}
+
+/// What goes when the machine loses power: processes, namespaces, control groups, and what is on a tmpfs. The
+/// directories of the unprivileged processes stay: elsewhere than in a clone, they lie on a disk.
+pub fn cut_power(place: &Place) -> anyhow::Result<()> {
+    end_all(place)?;
+    remove_dir_if_there(&place.run_dir.join("e"))?;
+    for entry in std::fs::read_dir(&place.run_dir)?.flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|ending| ending == "sock") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    for role in ["egress", "edge"] {
+        let socket = place.run_dir.join(role).join("control.sock");
+        let _ = std::fs::remove_file(socket);
+    }
+    Ok(())
+}
+
+fn end_all(place: &Place) -> anyhow::Result<()> {
     for (pid, _) in processes(place) {
         let _ = kill(pid, Signal::SIGKILL);
     }
@@ -70,15 +97,15 @@ pub fn sweep(place: &Place) -> anyhow::Result<()> {
         let _ = umount2(&path, MntFlags::MNT_DETACH);
         std::fs::remove_file(&path)?;
     }
-    // Innermost first.
-    for path in mounts(place).iter().rev() {
-        let _ = umount2(path, MntFlags::MNT_DETACH);
-    }
     for path in cgroups(place) {
         std::fs::remove_dir(&path)?;
     }
     remove_empty_parents(place);
-    match std::fs::remove_dir_all(&place.run_dir) {
+    Ok(())
+}
+
+fn remove_dir_if_there(path: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
@@ -133,7 +160,7 @@ fn cgroups(place: &Place) -> Vec<PathBuf> {
     groups
 }
 
-fn members(cgroup: &Path) -> Vec<i32> {
+pub(super) fn members(cgroup: &Path) -> Vec<i32> {
     let text = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }

@@ -7,16 +7,18 @@
 //! ```
 
 pub mod agent;
+pub mod group;
 mod http;
 pub mod leftover;
 pub mod log;
+mod mount;
 mod owner;
 pub mod place;
 mod settings;
 pub mod supervise;
 pub mod tenant;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -24,6 +26,7 @@ use nix::sys::signal::Signal;
 
 use crate::{poll, program};
 use agent::AgentCli;
+use group::Group;
 use leftover::Baseline;
 use place::Place;
 pub use settings::{Allowed, PREVIEW_DOMAIN, Ports, Wish};
@@ -44,6 +47,8 @@ pub struct Stack {
     processes: Vec<Supervised>,
     baseline: Baseline,
     expected: Vec<&'static str>,
+    other_binaries: Option<PathBuf>,
+    agent_cgroup: Option<Group>,
     finished: bool,
     _owner: owner::Owner,
 }
@@ -92,11 +97,29 @@ impl Stack {
             ports,
             processes: Vec::new(),
             expected: Vec::new(),
+            other_binaries: wish.other_binaries.clone(),
+            agent_cgroup: None,
             finished: false,
             _owner: owner,
         };
+        if wish.agent_cgroup {
+            stack.agent_cgroup = Some(Group::make(&format!("{}-agent", stack.place.instance))?);
+        }
+        if let Some(mib) = wish.agent_state_mib {
+            mount::tmpfs(&stack.agent_state(), mib)?;
+        }
         stack.start_processes()?;
         Ok(stack)
+    }
+
+    /// Where the agent keeps its database, disks and memory snapshots.
+    pub fn agent_state(&self) -> PathBuf {
+        self.place.root.join("agent")
+    }
+
+    /// The group the agent was started in, if that was wished for.
+    pub fn agent_cgroup(&self) -> anyhow::Result<&Group> {
+        self.agent_cgroup.as_ref().context("the agent has no group of its own")
     }
 
     fn start_processes(&mut self) -> anyhow::Result<()> {
@@ -116,6 +139,24 @@ impl Stack {
         self.wait_ready()
     }
 
+    /// Ends every process the hard way and keeps them down, as when the power fails. VMs are not among them.
+    pub fn cut_power(&mut self) -> anyhow::Result<()> {
+        while let Some(mut process) = self.processes.pop() {
+            process.end()?;
+        }
+        Ok(())
+    }
+
+    /// Starts every process on what is there.
+    pub fn restore_power(&mut self) -> anyhow::Result<()> {
+        self.launch("scheduler", "roost-scheduler", &["serve"])?;
+        for role in ["egress", "edge"] {
+            self.launch(role, "roost-dataplane", &[role])?;
+        }
+        self.launch("agent", "roost-agent", &["serve"])?;
+        self.wait_ready()
+    }
+
     /// The scheduler's operator: one admin command, its answer as JSON.
     pub fn administer(&self, command: &[&str]) -> anyhow::Result<serde_json::Value> {
         let mut program = program::command(self.place.binary("roost-scheduler")?);
@@ -132,14 +173,27 @@ impl Stack {
 
     fn launch(&mut self, name: &'static str, binary: &str, command: &[&str]) -> anyhow::Result<()> {
         let settings = self.place.settings(name).to_string_lossy().into_owned();
-        let binary = self.place.binary(binary)?;
         let mut arguments: Vec<String> = command.iter().map(ToString::to_string).collect();
         arguments.extend(["--config".to_owned(), settings]);
-        let program = Program { name, binary, arguments, log: self.place.log(name) };
-        let hosts = settings::egress_hosts(&self.place);
-        let program = if name == "egress" && hosts.exists() { with_hosts(program, &hosts) } else { program };
+        let program = Program {
+            name,
+            binary: self.place.binary(binary)?,
+            others: self.other_binaries.iter().map(|directory| directory.join(binary)).collect(),
+            wrapper: self.wrapper(name),
+            arguments,
+            log: self.place.log(name),
+        };
         self.processes.push(Supervised::start(program)?);
         Ok(())
+    }
+
+    fn wrapper(&self, name: &str) -> Vec<String> {
+        let hosts = settings::egress_hosts(&self.place);
+        match (name, &self.agent_cgroup) {
+            ("egress", _) if hosts.exists() => with_hosts(&hosts),
+            ("agent", Some(group)) => group.wrapper(),
+            _ => Vec::new(),
+        }
     }
 
     /// Waits until every process says it is ready.
@@ -160,6 +214,11 @@ impl Stack {
             ready.with_context(|| format!("{name} is not ready ({last})\n{}", self.tails()))?;
         }
         Ok(())
+    }
+
+    /// Whether a process says it is ready; the error is what it says instead.
+    pub fn readiness(&self, process: &str) -> Result<(), String> {
+        http::ready(self.ports.health(process))
     }
 
     /// The tenant that was made with the stack.
@@ -203,7 +262,7 @@ impl Stack {
     fn end_and_await(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
         let process = self.process(name)?;
         let starts = process.starts();
-        process.end(signal)?;
+        process.kill(signal)?;
         poll::until(&format!("{name} to be started again"), READY_DEADLINE, || {
             Ok((process.starts() > starts).then_some(()))
         })?;
@@ -240,6 +299,7 @@ impl Stack {
     pub fn stop(mut self) -> anyhow::Result<Verdict> {
         self.destroy_all()?;
         let stopped = self.stop_processes();
+        self.remove_surroundings();
         let left = leftover::find(&self.place, &self.baseline);
         let complaints = log::complaints(&self.place.root.join("logs"), &self.expected);
         stopped?;
@@ -267,6 +327,12 @@ impl Stack {
         Ok(())
     }
 
+    /// What the stack itself put around its processes.
+    fn remove_surroundings(&mut self) {
+        drop(self.agent_cgroup.take());
+        mount::remove(&self.agent_state());
+    }
+
     fn stop_processes(&mut self) -> anyhow::Result<()> {
         let mut first = Ok(());
         while let Some(mut process) = self.processes.pop() {
@@ -277,15 +343,13 @@ impl Stack {
     }
 }
 
-/// The program with another `/etc/hosts`, in a mount namespace of its own.
-fn with_hosts(program: Program, hosts: &Path) -> Program {
+/// Another `/etc/hosts`, in a mount namespace of its own.
+fn with_hosts(hosts: &Path) -> Vec<String> {
     let script = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
-    let mut arguments: Vec<String> =
-        ["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"].map(str::to_owned).to_vec();
-    arguments.push(hosts.to_string_lossy().into_owned());
-    arguments.push(program.binary.to_string_lossy().into_owned());
-    arguments.extend(program.arguments);
-    Program { binary: "/usr/bin/unshare".into(), arguments, ..program }
+    let words = ["/usr/bin/unshare", "--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"];
+    let mut wrapper = words.map(str::to_owned).to_vec();
+    wrapper.push(hosts.to_string_lossy().into_owned());
+    wrapper
 }
 
 impl Drop for Stack {
@@ -294,7 +358,9 @@ impl Drop for Stack {
             return;
         }
         eprintln!("{}the folder is kept: {}", self.tails(), self.place.root.display());
-        if let Err(error) = self.stop_processes().and_then(|()| leftover::sweep(&self.place)) {
+        let stopped = self.stop_processes();
+        self.remove_surroundings();
+        if let Err(error) = stopped.and_then(|()| leftover::sweep(&self.place)) {
             eprintln!("{error:#}");
         }
         for line in leftover::find(&self.place, &self.baseline) {

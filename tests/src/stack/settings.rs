@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::http::free_port;
 use super::place::Place;
@@ -18,6 +18,14 @@ pub struct Wish {
     pub upstream: Option<Allowed>,
     /// How much every process logs; `info` unless told.
     pub log_level: Option<&'static str>,
+    /// A directory with other builds of the binaries, which every second start of a process takes.
+    pub other_binaries: Option<PathBuf>,
+    /// Whether the agent lives in a control group of its own, as a service of systemd does.
+    pub agent_cgroup: bool,
+    /// A file system of this size as the agent's state directory.
+    pub agent_state_mib: Option<u64>,
+    /// Appended to the agent's `[capacity]`.
+    pub capacity: String,
 }
 
 /// How guests get to a server that the deny floor would keep from them.
@@ -124,7 +132,7 @@ fn agent(place: &Place, ports: &Ports, wish: &Wish) -> String {
          health_port = {health}\n\n\
          [vmm]\nuid_first = {first}\nuid_last = {last}\n\n\
          # Many small sandboxes on a developer's machine: most of their memory is never touched.\n\
-         [capacity]\nmemory_overcommit = 8.0\ndisk_overcommit = 8.0\n\n\
+         [capacity]\nmemory_overcommit = 8.0\ndisk_overcommit = 8.0\n{capacity}\n\
          [scheduler]\naddress = \"127.0.0.1:{fleet}\"\nroot_file = {root}\njoin_token_file = {token}\n\
          ensure_listen = \"127.0.0.1:{ensure}\"\ngateway_address = \"127.0.0.1:{gateway}\"\n\
          preview_address = \"127.0.0.1:{preview}\"\negress_dir = {egress}\nedge_dir = {edge}\n",
@@ -141,6 +149,7 @@ fn agent(place: &Place, ports: &Ports, wish: &Wish) -> String {
         preview = ports.preview,
         egress = quoted(&own_dir(place, "egress")),
         edge = quoted(&own_dir(place, "edge")),
+        capacity = wish.capacity,
     );
     if let Some(Allowed { name, port, address, .. }) = &wish.upstream {
         let cidr = format!("{address}/32");
@@ -184,16 +193,16 @@ fn dataplane(place: &Place, ports: &Ports, role: &str) -> String {
 }
 
 /// In the run directory: a clone may lie where the process's uid cannot look.
-fn own_dir(place: &Place, role: &str) -> std::path::PathBuf {
+fn own_dir(place: &Place, role: &str) -> PathBuf {
     place.run_dir.join(format!("{role}-state"))
 }
 
-fn upstream_root(place: &Place) -> std::path::PathBuf {
+fn upstream_root(place: &Place) -> PathBuf {
     place.run_dir.join("upstream-root.pem")
 }
 
 /// What egress sees as `/etc/hosts`.
-pub(super) fn egress_hosts(place: &Place) -> std::path::PathBuf {
+pub(super) fn egress_hosts(place: &Place) -> PathBuf {
     place.run_dir.join("egress-hosts")
 }
 

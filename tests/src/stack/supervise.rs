@@ -9,7 +9,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -34,8 +34,22 @@ const STOP_DEADLINE: Duration = Duration::from_secs(25);
 pub struct Program {
     pub name: &'static str,
     pub binary: PathBuf,
+    /// Other builds of the binary: each start takes the next.
+    pub others: Vec<PathBuf>,
+    /// A program with its arguments that starts the binary in a place of its own, as the same process.
+    pub wrapper: Vec<String>,
     pub arguments: Vec<String>,
     pub log: PathBuf,
+}
+
+impl Program {
+    /// Which build the start of this number runs.
+    fn build(&self, start: usize) -> &Path {
+        match start.checked_rem(self.others.len() + 1) {
+            Some(turn @ 1..) => &self.others[turn - 1],
+            _ => &self.binary,
+        }
+    }
 }
 
 /// A process under supervision; dropping it stops it.
@@ -57,6 +71,8 @@ struct State {
     /// Of the running process; it is not reaped as long as this is set.
     pid: Option<Pid>,
     starts: usize,
+    /// The running process was killed by [`Supervised::kill`], which is no failing of its own.
+    killed: bool,
     stopping: bool,
     ended: Option<String>,
 }
@@ -70,7 +86,7 @@ impl Shared {
 impl Supervised {
     pub fn start(program: Program) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let first = spawn(&program)?;
+        let first = spawn(&program, 0)?;
         let name = program.name;
         let theirs = Arc::clone(&shared);
         shared.lock().pid = Some(pid_of(&first));
@@ -100,14 +116,24 @@ impl Supervised {
     }
 
     /// Ends the process by a signal; the restart rule brings it back.
-    pub fn end(&self, signal: Signal) -> anyhow::Result<()> {
-        let state = self.shared.lock();
+    pub fn kill(&self, signal: Signal) -> anyhow::Result<()> {
+        let mut state = self.shared.lock();
         let pid = state.pid.with_context(|| format!("{} does not run", self.name))?;
+        state.killed = true;
         kill(pid, signal).with_context(|| format!("ending {} by {signal}", self.name))
+    }
+
+    /// Ends the process the hard way, for good.
+    pub fn end(&mut self) -> anyhow::Result<()> {
+        self.stop_by(Signal::SIGKILL)
     }
 
     /// Asks it to end and waits; killing it is an error of the process.
     pub fn stop(&mut self) -> anyhow::Result<()> {
+        self.stop_by(Signal::SIGTERM)
+    }
+
+    fn stop_by(&mut self, signal: Signal) -> anyhow::Result<()> {
         let Some(thread) = self.thread.take() else {
             return Ok(());
         };
@@ -115,7 +141,7 @@ impl Supervised {
         state.stopping = true;
         self.shared.changed.notify_all();
         if let Some(pid) = state.pid {
-            let _ = kill(pid, Signal::SIGTERM);
+            let _ = kill(pid, signal);
         }
         let running = |state: &mut State| state.pid.is_some();
         let (state, waited) = self
@@ -161,7 +187,9 @@ fn supervise(program: &Program, shared: &Shared, mut child: Child) {
             return;
         }
         restarts.retain(|at| at.elapsed() < RESTARTS_WINDOW);
-        restarts.push(Instant::now());
+        if !std::mem::take(&mut state.killed) {
+            restarts.push(Instant::now());
+        }
         note(program, &format!("supervisor: it ended with {status}, starting it again"));
         let again = if restarts.len() > RESTARTS_MAX {
             Err(anyhow::anyhow!(
@@ -170,7 +198,7 @@ fn supervise(program: &Program, shared: &Shared, mut child: Child) {
                 RESTARTS_WINDOW.as_secs()
             ))
         } else {
-            spawn(program)
+            spawn(program, state.starts)
         };
         match again {
             Ok(next) => {
@@ -186,9 +214,17 @@ fn supervise(program: &Program, shared: &Shared, mut child: Child) {
     }
 }
 
-fn spawn(program: &Program) -> anyhow::Result<Child> {
+fn spawn(program: &Program, start: usize) -> anyhow::Result<Child> {
     let log = open_log(&program.log)?;
-    let mut command = program::command(&program.binary);
+    let binary = program.build(start);
+    let mut command = match program.wrapper.split_first() {
+        None => program::command(binary),
+        Some((wrapper, arguments)) => {
+            let mut command = program::command(wrapper);
+            command.args(arguments).arg(binary);
+            command
+        }
+    };
     command
         .args(&program.arguments)
         .stdin(Stdio::null())
@@ -196,10 +232,10 @@ fn spawn(program: &Program) -> anyhow::Result<Child> {
         .stderr(log)
         // Ctrl-C is for whoever supervises; it stops the processes in order.
         .process_group(0);
-    command.spawn().with_context(|| format!("cannot start {}", program.binary.display()))
+    command.spawn().with_context(|| format!("cannot start {}", binary.display()))
 }
 
-fn open_log(path: &std::path::Path) -> anyhow::Result<File> {
+fn open_log(path: &Path) -> anyhow::Result<File> {
     let opened = OpenOptions::new().create(true).append(true).open(path);
     opened.with_context(|| format!("cannot write {}", path.display()))
 }
@@ -212,4 +248,25 @@ fn note(program: &Program, text: &str) {
 
 fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(child.id().cast_signed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_are_taken_in_turns() {
+        let program = Program {
+            name: "x",
+            binary: "/a/x".into(),
+            others: vec!["/b/x".into()],
+            wrapper: Vec::new(),
+            arguments: Vec::new(),
+            log: "/dev/null".into(),
+        };
+        let taken: Vec<_> = (0..4).map(|start| program.build(start).to_owned()).collect();
+        assert_eq!(taken, ["/a/x", "/b/x", "/a/x", "/b/x"].map(PathBuf::from));
+        let alone = Program { others: Vec::new(), ..program };
+        assert_eq!((alone.build(0), alone.build(7)), (Path::new("/a/x"), Path::new("/a/x")));
+    }
 }

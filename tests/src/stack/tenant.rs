@@ -48,7 +48,19 @@ impl Tenant {
 
     /// One call; any status is an answer.
     pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+        self.call_with(method, path, body, &[])
+    }
+
+    /// As [`Tenant::call`], with further arguments of curl.
+    pub fn call_with(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        further: &[&str],
+    ) -> anyhow::Result<Answer> {
         let mut command = self.curl(method, path);
+        command.args(further);
         let mut input = Vec::new();
         if let Some(body) = body {
             command.args(["-H", "content-type: application/json", "--data-binary", "@-"]);

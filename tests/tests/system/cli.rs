@@ -340,7 +340,8 @@ fn the_operators_mistakes_are_explained_by_the_scheduler() {
     let settings = scratch.file("scheduler.toml", text);
     let log = Path::new(&scratch.path("log")).to_owned();
     let arguments = vec!["serve".to_owned(), "--config".to_owned(), settings.clone()];
-    let serving = Program { name: "scheduler", binary: binary(SCHEDULER).unwrap(), arguments, log };
+    let binary = binary(SCHEDULER).unwrap();
+    let serving = Program { name: "scheduler", binary, others: vec![], wrapper: vec![], arguments, log };
     let mut serving = Supervised::start(serving).unwrap();
     let admin = |arguments: &[&str]| {
         refusal::run(command(SCHEDULER, &[&["admin", "--config", settings.as_str()], arguments].concat()))

@@ -23,7 +23,7 @@ fn vm_a20_a_secret_is_in_no_guest_no_file_no_answer_and_no_other_process() {
     let upstream = Upstream::start().unwrap();
     let allowed = Some(Allowed::from(&upstream));
     // Everything that libraries would say is said as well.
-    let wish = Wish { upstream: allowed, log_level: Some("trace") };
+    let wish = Wish { upstream: allowed, log_level: Some("trace"), ..Wish::default() };
     let mut stack = Stack::for_test_with("secret", &wish).unwrap();
     let capture = Capture::of_sockets(pid(&stack, "agent"), &stack.place().root);
     let backend = Backend { tenant: stack.tenant().clone(), heard: RefCell::default() };
