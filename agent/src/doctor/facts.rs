@@ -148,6 +148,8 @@ fn try_cgroup(config: &Config) -> Trial<String> {
     let made = cgroup::ensure(&names.cgroup, &limits);
     let used = made.map_err(Box::<dyn std::error::Error>::from).and_then(|made| Ok(made.usage()?));
     cgroup::remove(&names.cgroup)?;
+    // Stays where sandboxes are: then it is theirs.
+    let _ = cgroup::remove_instance(&Instance::new(&config.instance, &config.run_dir)?);
     used?;
     let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     Ok(if v2 { "v2" } else { "v1 controllers" }.to_owned())
