@@ -51,7 +51,8 @@ pub struct Look {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Daemon {
     pub rss_kib: u64,
-    pub pss_kib: u64,
+    /// What is this process's alone, whoever runs the same program beside it.
+    pub anonymous_kib: u64,
     pub descriptors: u64,
     pub threads: u64,
 }
@@ -154,7 +155,7 @@ fn look_at(pid: i32) -> anyhow::Result<Daemon> {
     };
     Ok(Daemon {
         rss_kib: field("Rss:")?,
-        pss_kib: field("Pss:")?,
+        anonymous_kib: field("Anonymous:")?,
         descriptors: count("fd")?,
         threads: count("task")?,
     })
@@ -207,7 +208,12 @@ pub fn compare(first: &Look, second: &Look) -> Vec<String> {
         let before = first.daemons.get(name).copied().unwrap_or_default();
         let name = |what: &str| format!("{what} of {name}");
         bound(name("RSS in KiB"), before.rss_kib, after.rss_kib, with_part(before.rss_kib));
-        bound(name("PSS in KiB"), before.pss_kib, after.pss_kib, with_part(before.pss_kib));
+        bound(
+            name("anonymous memory in KiB"),
+            before.anonymous_kib,
+            after.anonymous_kib,
+            with_part(before.anonymous_kib),
+        );
         bound(name("descriptors"), before.descriptors, after.descriptors, before.descriptors + DESCRIPTORS);
         bound(name("threads"), before.threads, after.threads, before.threads + THREADS);
     }
@@ -229,7 +235,7 @@ mod tests {
     use super::*;
 
     fn look() -> Look {
-        let daemon = Daemon { rss_kib: 40_000, pss_kib: 30_000, descriptors: 40, threads: 10 };
+        let daemon = Daemon { rss_kib: 40_000, anonymous_kib: 30_000, descriptors: 40, threads: 10 };
         let host = [("cgroups", 0), ("files of the run directory", 12), ("mounts of the machine", 30)];
         Look { daemons: DAEMONS.map(|name| (name, daemon)).into(), host: host.into() }
     }
@@ -238,7 +244,7 @@ mod tests {
     fn chance_is_no_growth() {
         let mut later = look();
         for daemon in later.daemons.values_mut() {
-            *daemon = Daemon { rss_kib: 43_000, pss_kib: 32_000, descriptors: 44, threads: 12 };
+            *daemon = Daemon { rss_kib: 43_000, anonymous_kib: 32_000, descriptors: 44, threads: 12 };
         }
         later.host.insert("files of the run directory", 14);
         assert_eq!(compare(&look(), &later), Vec::<String>::new());
@@ -250,7 +256,9 @@ mod tests {
         type Change = fn(&mut Look);
         let changes: [(&str, Change); 7] = [
             ("RSS in KiB of agent", |look| look.daemons.get_mut("agent").unwrap().rss_kib = 60_000),
-            ("PSS in KiB of edge", |look| look.daemons.get_mut("edge").unwrap().pss_kib = 60_000),
+            ("anonymous memory in KiB of edge", |look| {
+                look.daemons.get_mut("edge").unwrap().anonymous_kib = 60_000
+            }),
             ("descriptors of egress", |look| look.daemons.get_mut("egress").unwrap().descriptors = 60),
             ("threads of scheduler", |look| look.daemons.get_mut("scheduler").unwrap().threads = 20),
             ("cgroups", |look| {
@@ -274,6 +282,9 @@ mod tests {
     #[test]
     fn the_own_process_can_be_looked_at() {
         let own = look_at(i32::try_from(std::process::id()).unwrap()).unwrap();
-        assert!(own.rss_kib > 0 && own.pss_kib > 0 && own.descriptors > 2 && own.threads > 0, "{own:?}");
+        assert!(
+            own.rss_kib > 0 && own.anonymous_kib > 0 && own.descriptors > 2 && own.threads > 0,
+            "{own:?}"
+        );
     }
 }

@@ -37,7 +37,7 @@ fn figures(outcome: &Outcome, report: &mut Report) {
     type Part = (&'static str, &'static str, fn(&Daemon) -> u64);
     let parts: [Part; 4] = [
         ("churn.rss", "RSS in KiB", |daemon| daemon.rss_kib),
-        ("churn.pss", "PSS in KiB", |daemon| daemon.pss_kib),
+        ("churn.anonymous", "anonymous memory in KiB", |daemon| daemon.anonymous_kib),
         ("churn.descriptors", "descriptors", |daemon| daemon.descriptors),
         ("churn.threads", "threads", |daemon| daemon.threads),
     ];
