@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use roost_daemon::packet::{self, PacketSocket};
 use roost_proto::dataplane::from_dataplane::Message as Answer;
@@ -68,6 +68,8 @@ struct Inner {
     settings: Settings,
     next_id: AtomicU64,
     link: Mutex<Option<Link>>,
+    /// Since when there is no link, or was none last.
+    away_since: Mutex<Instant>,
 }
 
 /// What there is only while the process is connected.
@@ -87,7 +89,12 @@ pub struct Session {
 
 impl Session {
     pub(super) fn start(settings: Settings) -> Self {
-        let inner = Arc::new(Inner { settings, next_id: AtomicU64::new(1), link: Mutex::new(None) });
+        let inner = Arc::new(Inner {
+            settings,
+            next_id: AtomicU64::new(1),
+            link: Mutex::new(None),
+            away_since: Mutex::new(Instant::now()),
+        });
         tokio::spawn(keep_connected(Arc::clone(&inner)));
         Self { inner }
     }
@@ -98,6 +105,12 @@ impl Session {
 
     pub fn is_connected(&self) -> bool {
         self.inner.lock().is_some()
+    }
+
+    /// How long the process has been away; `None` while it is connected.
+    pub fn away_for(&self) -> Option<Duration> {
+        let link = self.inner.lock();
+        link.is_none().then(|| self.inner.away_since().elapsed())
     }
 
     /// Whether the process holds `execution`; `None` while it cannot be asked.
@@ -183,6 +196,10 @@ impl Inner {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn away_since(&self) -> std::sync::MutexGuard<'_, Instant> {
+        self.away_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn forget_pending(&self, id: u64) {
         if let Some(link) = self.lock().as_mut() {
             link.pending.remove(&id);
@@ -221,6 +238,7 @@ async fn keep_connected(inner: Arc<Inner>) {
                 *inner.lock() = Some(Link { socket: Arc::clone(&socket), pending: HashMap::new(), held });
                 inner.announce();
                 let ended = receive(&inner, &socket).await;
+                *inner.away_since() = Instant::now();
                 *inner.lock() = None;
                 inner.announce();
                 warn!(role, reason = %ended, "data plane disconnected");

@@ -24,6 +24,10 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A resting sandbox is looked at this often even if nothing stirs.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// One that waits for the data plane, whose patience ends without anything stirring.
+const LOOK_FOR_DATAPLANE: Duration = Duration::from_secs(5);
+/// What `state_reason` says of a sandbox that was stopped without its guest having written out its caches.
+pub(super) const NOT_FLUSHED: &str = "guest_not_flushed";
 
 /// What an actor works with.
 #[derive(Clone)]
@@ -92,8 +96,12 @@ impl Actor {
         };
         let planned = match plan::plan(&sandbox, &observed) {
             Plan::Rest if sandbox.state == State::Destroyed => return true,
-            Plan::Rest | Plan::AwaitDataplane => {
-                self.rest(&sandbox).await;
+            Plan::Rest => {
+                self.rest(&sandbox, LOOK_AGAIN).await;
+                return false;
+            }
+            Plan::AwaitDataplane => {
+                self.rest(&sandbox, LOOK_FOR_DATAPLANE).await;
                 return false;
             }
             Plan::Act(planned) => planned,
@@ -116,7 +124,7 @@ impl Actor {
     }
 
     /// Waits for a wish, a data-plane process, or the end of the VMM.
-    async fn rest(&mut self, sandbox: &Sandbox) {
+    async fn rest(&mut self, sandbox: &Sandbox, look_again: Duration) {
         self.failures = 0;
         let exited = async {
             match &sandbox.execution {
@@ -130,7 +138,7 @@ impl Actor {
             () = self.poke.notified() => {}
             _ = self.context.dataplane.changed() => {}
             () = exited => {}
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = tokio::time::sleep(look_again) => {}
         }
     }
 
@@ -152,7 +160,7 @@ impl Actor {
             }
             Reaction::End(cause) => {
                 warn!(?step, error = %chain, ?cause, "step failed for good");
-                self.end(sandbox, cause, chain).await;
+                self.end(sandbox, cause, end_reason(cause, chain)).await;
             }
             Reaction::Fail => {
                 warn!(?step, error = %chain, "the sandbox cannot start");
@@ -224,6 +232,14 @@ pub enum Reaction {
     KeepRunning,
 }
 
+/// What people read about an end that a failed step led to.
+pub(super) fn end_reason(cause: EndCause, chain: String) -> String {
+    match cause {
+        EndCause::Stopped => NOT_FLUSHED.to_owned(),
+        _ => chain,
+    }
+}
+
 /// Pure: the reaction to the `attempt`-th failure in a row of `step`.
 pub fn decide_reaction(step: Step, sandbox: &Sandbox, error: &step::Error, attempt: u32) -> Reaction {
     let permanent = matches!(error, step::Error::World(world::Error::Permanent { .. }));
@@ -238,7 +254,9 @@ pub fn decide_reaction(step: Step, sandbox: &Sandbox, error: &step::Error, attem
         }
         Step::Save if given_up => Reaction::KeepRunning,
         // A guest that does not flush is stopped all the same: it was asked to.
-        Step::Quiesce => Reaction::End(EndCause::Stopped),
+        Step::Quiesce | Step::Reattach if given_up && sandbox.target() == Run::Stopped => {
+            Reaction::End(EndCause::Stopped)
+        }
         // Taking down never gives up: what is left would be nobody's.
         _ => Reaction::TryAgain,
     }

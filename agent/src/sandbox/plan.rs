@@ -34,11 +34,19 @@ pub enum Vmm {
 /// Whether a data-plane process holds the current execution.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Attachment {
-    /// The process cannot be asked just now.
+    /// The process cannot be asked just now: it restarts, and keeps what the kernel holds for it.
     #[default]
     Unknown,
+    /// The process is away for so long that nothing that can do without it waits any more.
+    Lost,
     Missing,
     Held,
+}
+
+impl Attachment {
+    fn is_away(self) -> bool {
+        matches!(self, Self::Unknown | Self::Lost)
+    }
 }
 
 /// One idempotent thing to do.
@@ -56,7 +64,7 @@ pub enum Step {
     Reattach,
     /// Flush the guest, stop it, write its memory; commits the snapshot.
     Save,
-    /// Flush the guest before it is stopped for good.
+    /// Flush the guest before it is stopped for good; commits that it ends.
     Quiesce,
     /// Commit that the execution is being taken down, and why.
     BeginEnd(EndCause),
@@ -129,11 +137,11 @@ fn plan_execution(sandbox: &Sandbox, execution: &Execution, observed: &Observed)
         Run::Destroyed => act(Step::BeginEnd(EndCause::Destroyed)),
         // A start in progress is finished first: its guest may hold work that a pause must keep.
         Run::Paused | Run::Stopped if execution.phase < Phase::Running => plan_forward(execution, observed),
-        Run::Paused if observed.edge == Attachment::Unknown => Plan::AwaitDataplane,
-        Run::Paused if observed.edge == Attachment::Missing => act(Step::Reattach),
+        // Only edge reaches the guest, which has to write out what it holds in memory.
+        Run::Paused | Run::Stopped if observed.edge == Attachment::Unknown => Plan::AwaitDataplane,
+        Run::Paused | Run::Stopped if observed.edge == Attachment::Missing => act(Step::Reattach),
         Run::Paused => act(Step::Save),
-        Run::Stopped if observed.edge == Attachment::Held => act(Step::Quiesce),
-        Run::Stopped => act(Step::BeginEnd(EndCause::Stopped)),
+        Run::Stopped => act(Step::Quiesce),
     }
 }
 
@@ -157,7 +165,7 @@ fn plan_forward(execution: &Execution, observed: &Observed) -> Plan {
         Phase::NetworkReady => act(Step::Launch),
         // A guest runs its first instruction only when both processes hold its sockets.
         Phase::Launched | Phase::Attached => match (observed.egress, observed.edge) {
-            (Attachment::Unknown, _) | (_, Attachment::Unknown) => Plan::AwaitDataplane,
+            (egress, edge) if egress.is_away() || edge.is_away() => Plan::AwaitDataplane,
             (Attachment::Held, Attachment::Held) if execution.phase == Phase::Attached => act(Step::Start),
             // Also when both hold it already: only the commit may be missing.
             _ => act(Step::Attach),
@@ -165,8 +173,8 @@ fn plan_forward(execution: &Execution, observed: &Observed) -> Plan {
         // A running one is served by whichever process is there.
         Phase::Running => match (observed.egress, observed.edge) {
             (Attachment::Missing, _) | (_, Attachment::Missing) => act(Step::Reattach),
-            (Attachment::Unknown, _) | (_, Attachment::Unknown) => Plan::AwaitDataplane,
-            (Attachment::Held, Attachment::Held) => Plan::Rest,
+            (egress, edge) if egress.is_away() || edge.is_away() => Plan::AwaitDataplane,
+            _ => Plan::Rest,
         },
         // Decided before this is reached.
         Phase::Saved | Phase::Ending => Plan::Rest,

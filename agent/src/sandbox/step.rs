@@ -187,8 +187,15 @@ pub(super) async fn begin_end(
         EndCause::Destroyed => State::Destroying,
         _ => State::Stopping,
     };
+    // While its VMM is there to be metered: afterwards only an agent that saw it go can tell when that was.
+    if matches!(cause, EndCause::Paused | EndCause::Stopped | EndCause::Destroyed)
+        && let Err(error) = commit_usage(sandbox, execution, world, store).await
+    {
+        tracing::warn!(error = %roost_daemon::telemetry::chain(&error), "no reading before the end");
+    }
     let now_us = world.now_us();
-    let reason = reason.or_else(|| sandbox.state_reason.clone());
+    // What is said of a stop is how it went; other ends keep what was known before them.
+    let reason = reason.or_else(|| sandbox.state_reason.clone().filter(|_| cause != EndCause::Stopped));
     let (sandbox, id) = (sandbox.id, execution.id);
     Ok(store
         .write(move |tx| {
@@ -276,7 +283,7 @@ impl Outcome {
     pub fn of(sandbox: &Sandbox, cause: EndCause) -> Self {
         let (state, reason, transition) = match cause {
             EndCause::Paused => (State::Paused, None, None),
-            EndCause::Stopped => (State::Stopped, None, None),
+            EndCause::Stopped => (State::Stopped, sandbox.state_reason.as_deref(), None),
             EndCause::Destroyed => (State::Destroying, None, None),
             EndCause::GuestExited => (State::Stopped, Some("guest_exited"), Some(Cause::GuestExited)),
             EndCause::VmmCrashed => (State::Stopped, Some("vmm_crashed"), Some(Cause::VmmCrashed)),

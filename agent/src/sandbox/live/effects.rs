@@ -24,6 +24,8 @@ use crate::vmm::{self, End, LaunchSpec, Observed as VmObserved};
 /// Dial sockets a sandbox begins with; edge asks for more.
 const DIAL_SOCKETS: usize = 8;
 const ENTROPY_BYTES: usize = 64;
+/// How long a stop or a pause waits for edge to be there: an upgrade takes a second or two, a person ten minutes.
+const DATAPLANE_PATIENCE: Duration = Duration::from_secs(30);
 const QUIESCE_DEADLINE: Duration = Duration::from_secs(5);
 /// Added to what edge is given, so that its own answer about a deadline arrives.
 const GRACE: Duration = Duration::from_secs(5);
@@ -179,7 +181,11 @@ impl World for Live {
         let deadline_ms = QUIESCE_DEADLINE.as_millis() as u64;
         let quiesce = Quiesce { execution: execution.id.to_string(), deadline_ms };
         let told = self.plane.edge.tell(Ask::Quiesce(quiesce), &[], QUIESCE_DEADLINE + GRACE).await;
-        told.map_err(Error::transient("flushing the guest"))
+        told.map_err(|error| match error.is_away() {
+            true => Error::transient("flushing the guest")(error),
+            // The guest had its time and did not answer.
+            false => Error::permanent("flushing the guest")(error),
+        })
     }
 
     async fn save(&self, sandbox: &Sandbox, execution: &Execution) -> Result<(), Error> {
@@ -419,6 +425,7 @@ async fn send_attach(session: &Session, attach: dataplane::Attach, made: &[Owned
 
 fn attachment(session: &Session, execution: &str) -> Attachment {
     match session.holds(execution) {
+        None if session.away_for().is_some_and(|away| away >= DATAPLANE_PATIENCE) => Attachment::Lost,
         None => Attachment::Unknown,
         Some(true) => Attachment::Held,
         Some(false) => Attachment::Missing,

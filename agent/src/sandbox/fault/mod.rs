@@ -5,284 +5,21 @@
 //! store run against a host kept in memory; a cut is an effect that happened and a call that failed, since the
 //! actor keeps nothing that a crash could lose.
 
+mod host;
+
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 
-use async_trait::async_trait;
 use roost_domain::desired::{Desired, Offer, Run};
-use roost_domain::id::{ExecutionId, SandboxId, SnapshotId};
+use roost_domain::id::SandboxId;
 use roost_domain::lifecycle::State;
-use roost_domain::usage::Reading;
 
-use super::actor::{Reaction, decide_reaction};
-use super::plan::{self, Attachment, Observed, Plan, Step, Vmm};
-use super::record::{EndCause, Execution, GuestToken, Origin, Sandbox, Spec};
+use self::host::{Fault, MemoryHost, refuse};
+use super::actor::{NOT_FLUSHED, Reaction, decide_reaction, end_reason};
+use super::plan::{self, Attachment, Plan, Step};
+use super::record::{self, EndCause, Origin, Sandbox, Spec};
 use super::step;
 use super::world::{Error, World};
-use crate::host::process::VmmProcess;
 use crate::store::{self, Store};
-
-/// What happens to one host effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    /// It fails before it did anything.
-    Fail,
-    /// It happens, and the agent dies before the commit.
-    Cut,
-    /// It happens twice.
-    Repeat,
-}
-
-/// A host in memory.
-#[derive(Debug, Default)]
-struct Objects {
-    now_us: i64,
-    boot: u32,
-    disks: BTreeSet<SandboxId>,
-    networks: BTreeSet<ExecutionId>,
-    vms: BTreeSet<ExecutionId>,
-    ran: BTreeSet<ExecutionId>,
-    exited: BTreeSet<ExecutionId>,
-    egress: BTreeSet<ExecutionId>,
-    edge: BTreeSet<ExecutionId>,
-    snapshots: BTreeSet<SnapshotId>,
-    guest: Option<(GuestToken, u64)>,
-    vms_most: usize,
-    effects: Vec<&'static str>,
-    /// The n-th effect from now on meets the fault.
-    fault: Option<(usize, Fault)>,
-}
-
-#[derive(Debug, Default)]
-struct MemoryHost(Mutex<Objects>);
-
-impl MemoryHost {
-    fn with<T>(&self, look: impl FnOnce(&mut Objects) -> T) -> T {
-        look(&mut self.0.lock().unwrap())
-    }
-
-    /// Carries out an effect under the planned fault.
-    fn effect(
-        &self,
-        name: &'static str,
-        act: impl Fn(&mut Objects) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        self.with(|host| {
-            host.now_us += 1000;
-            host.effects.push(name);
-            let fault = match &mut host.fault {
-                Some((0, fault)) => Some(*fault),
-                Some((left, _)) => {
-                    *left -= 1;
-                    None
-                }
-                None => None,
-            };
-            if fault.is_some() {
-                host.fault = None;
-            }
-            let broken = || Error::Transient { what: "planned fault", source: "planned".into() };
-            match fault {
-                None => act(host)?,
-                Some(Fault::Fail) => return Err(broken()),
-                Some(Fault::Repeat) => {
-                    act(host)?;
-                    act(host)?;
-                }
-                Some(Fault::Cut) => {
-                    act(host)?;
-                    return Err(broken());
-                }
-            }
-            host.vms_most = host.vms_most.max(host.vms.len());
-            Ok(())
-        })
-    }
-}
-
-fn refuse(reason: &'static str) -> Error {
-    Error::Permanent { what: "the memory host refuses", source: reason.into() }
-}
-
-#[async_trait]
-impl World for MemoryHost {
-    fn now_us(&self) -> i64 {
-        self.with(|host| host.now_us)
-    }
-
-    fn boot_id(&self) -> String {
-        self.with(|host| host.boot.to_string())
-    }
-
-    async fn find_image(&self, _: &str) -> Result<String, Error> {
-        Ok("sha256:0".to_owned())
-    }
-
-    async fn observe(&self, sandbox: &Sandbox) -> Result<Observed, Error> {
-        let Some(execution) = &sandbox.execution else {
-            return Ok(Observed::default());
-        };
-        let id = execution.id;
-        let held = |set: &BTreeSet<ExecutionId>| match set.contains(&id) {
-            true => Attachment::Held,
-            false => Attachment::Missing,
-        };
-        Ok(self.with(|host| Observed {
-            vmm: match (host.vms.contains(&id), host.exited.contains(&id)) {
-                (true, true) => Vmm::GuestExited,
-                (true, false) => Vmm::Alive,
-                _ => Vmm::Absent,
-            },
-            host_restarted: host.boot.to_string() != execution.boot_id,
-            egress: held(&host.egress),
-            edge: held(&host.edge),
-            leftovers: host.networks.contains(&id),
-        }))
-    }
-
-    async fn vmm_exited(&self, _: &Sandbox, _: &Execution) {}
-
-    async fn ensure_disk(&self, sandbox: &Sandbox) -> Result<(), Error> {
-        let id = sandbox.id;
-        self.effect("ensure_disk", |host| {
-            host.disks.insert(id);
-            Ok(())
-        })
-    }
-
-    async fn ensure_network(&self, execution: &Execution) -> Result<(), Error> {
-        let id = execution.id;
-        self.effect("ensure_network", |host| {
-            host.networks.insert(id);
-            Ok(())
-        })
-    }
-
-    async fn launch(&self, sandbox: &Sandbox, execution: &Execution) -> Result<VmmProcess, Error> {
-        let (id, sandbox, restore) = (execution.id, sandbox.id, execution.restore);
-        self.effect("launch", |host| {
-            if !host.disks.contains(&sandbox) || !host.networks.contains(&id) {
-                return Err(refuse("launched without disk or network"));
-            }
-            if restore.is_some_and(|snapshot| !host.snapshots.contains(&snapshot)) {
-                return Err(Error::SnapshotRefused { source: "no such snapshot".into() });
-            }
-            if restore.is_none() {
-                host.guest = None;
-            }
-            host.vms.insert(id);
-            Ok(())
-        })?;
-        Ok(VmmProcess { pid: 4711, start_time: 1 })
-    }
-
-    async fn attach(&self, _: &Sandbox, execution: &Execution) -> Result<(), Error> {
-        let id = execution.id;
-        self.effect("attach", |host| {
-            host.egress.insert(id);
-            host.edge.insert(id);
-            Ok(())
-        })
-    }
-
-    async fn start(&self, _: &Sandbox, execution: &Execution) -> Result<i64, Error> {
-        let execution = execution.clone();
-        self.effect("start", move |host| {
-            if !host.egress.contains(&execution.id) || !host.edge.contains(&execution.id) {
-                return Err(refuse("a guest ran before its sockets were held"));
-            }
-            let wanted = (execution.token.clone(), execution.epoch);
-            match (&host.guest, &execution.old_token) {
-                // The identical repeat answers ok.
-                (Some(guest), _) if *guest == wanted => {}
-                (None, None) => {}
-                (Some((token, epoch)), Some(old)) if token == old && *epoch < execution.epoch => {}
-                _ => return Err(refuse("the guest knows another token or a later epoch")),
-            }
-            host.guest = Some(wanted);
-            host.ran.insert(execution.id);
-            Ok(())
-        })?;
-        Ok(1000)
-    }
-
-    async fn quiesce(&self, _: &Execution) -> Result<(), Error> {
-        self.effect("quiesce", |_| Ok(()))
-    }
-
-    async fn save(&self, _: &Sandbox, execution: &Execution) -> Result<(), Error> {
-        let snapshot = SnapshotId::from_ulid(execution.id.ulid());
-        self.effect("save", |host| {
-            host.snapshots.insert(snapshot);
-            Ok(())
-        })
-    }
-
-    async fn resume_in_place(&self, _: &Sandbox, _: &Execution) -> Result<(), Error> {
-        self.effect("resume_in_place", |_| Ok(()))
-    }
-
-    async fn kill_vmm(&self, _: &Sandbox, execution: &Execution) -> Result<(), Error> {
-        let id = execution.id;
-        self.effect("kill_vmm", |host| {
-            host.vms.remove(&id);
-            Ok(())
-        })
-    }
-
-    async fn detach(&self, execution: &Execution) -> Result<(), Error> {
-        let id = execution.id;
-        self.effect("detach", |host| {
-            host.egress.remove(&id);
-            host.edge.remove(&id);
-            Ok(())
-        })
-    }
-
-    async fn remove_host_objects(&self, execution: &Execution) -> Result<(), Error> {
-        let id = execution.id;
-        self.effect("remove_host_objects", |host| {
-            if host.vms.contains(&id) {
-                return Err(refuse("took the network from under a VM"));
-            }
-            host.networks.remove(&id);
-            Ok(())
-        })
-    }
-
-    async fn remove_disk(&self, sandbox: &Sandbox) -> Result<(), Error> {
-        let id = sandbox.id;
-        self.effect("remove_disk", |host| {
-            host.disks.remove(&id);
-            host.snapshots.clear();
-            Ok(())
-        })
-    }
-
-    async fn remove_memory(&self, _: &Sandbox) -> Result<(), Error> {
-        self.effect("remove_memory", |host| {
-            host.snapshots.clear();
-            Ok(())
-        })
-    }
-
-    async fn remove_spent_snapshots(&self, sandbox: &Sandbox, _: &Execution) -> Result<(), Error> {
-        let keep = sandbox.snapshot;
-        self.effect("remove_spent_snapshots", |host| {
-            host.snapshots.retain(|snapshot| Some(*snapshot) == keep);
-            Ok(())
-        })
-    }
-
-    async fn read_usage(&self, _: &Sandbox, _: &Execution) -> Result<Option<Reading>, Error> {
-        let reading = |host: &mut Objects| Reading {
-            at_us: host.now_us,
-            boottime_us: host.now_us,
-            ..Reading::default()
-        };
-        Ok(Some(self.with(reading)))
-    }
-}
 
 const TURNS_MAX: usize = 200;
 
@@ -376,9 +113,8 @@ impl Rig {
             Reaction::TryAgain => {}
             Reaction::End(cause) => {
                 let execution = sandbox.execution.as_ref().unwrap();
-                step::begin_end(sandbox, execution, cause, Some("planned".into()), &self.world, &self.store)
-                    .await
-                    .unwrap();
+                let reason = Some(end_reason(cause, "planned".into()));
+                step::begin_end(sandbox, execution, cause, reason, &self.world, &self.store).await.unwrap();
             }
             other => panic!("one fault must not lead to {other:?} at {step:?}"),
         }
@@ -463,6 +199,49 @@ async fn a_guest_that_powers_off_rests_stopped_until_somebody_asks() {
     rig.check_rest(State::Running).await;
 }
 
+/// Edge being replaced is no reason to lose what a guest has not written out yet.
+#[tokio::test]
+async fn a_stop_waits_for_edge_so_that_the_guest_is_flushed() {
+    for (run, state) in [(Run::Stopped, State::Stopped), (Run::Paused, State::Paused)] {
+        for away in [Attachment::Unknown, Attachment::Missing] {
+            let mut rig = Rig::new();
+            rig.want(Run::Running).await;
+            let execution = rig.settle().await.execution.unwrap().id;
+            rig.want(run).await;
+            match away {
+                Attachment::Missing => rig.world.with(|host| assert!(host.edge.remove(&execution))),
+                away => {
+                    rig.world.with(|host| host.edge_away = Some(away));
+                    assert_eq!(rig.settle().await.state, State::Running, "it waits");
+                    rig.world.with(|host| host.edge_away = None);
+                }
+            }
+            let sandbox = rig.settle().await;
+            rig.check_rest(state).await;
+            assert_eq!(sandbox.state_reason, None);
+            let flush = if run == Run::Paused { "save" } else { "quiesce" };
+            assert!(rig.world.with(|host| host.effects.contains(&flush)), "{run:?} {away:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stop_without_edge_for_long_goes_on_and_says_so() {
+    let mut rig = Rig::new();
+    rig.want(Run::Running).await;
+    rig.settle().await;
+    rig.world.with(|host| host.edge_away = Some(Attachment::Lost));
+    assert_eq!(rig.settle().await.state, State::Running, "a running one needs nobody's patience");
+    rig.want(Run::Stopped).await;
+    let sandbox = rig.settle().await;
+    assert_eq!((sandbox.state, sandbox.state_reason.as_deref()), (State::Stopped, Some(NOT_FLUSHED)));
+    rig.world.with(|host| host.edge_away = None);
+    rig.want(Run::Running).await;
+    assert_eq!(rig.settle().await.state_reason.as_deref(), Some(NOT_FLUSHED), "it explains what is missing");
+    rig.want(Run::Stopped).await;
+    assert_eq!(rig.settle().await.state_reason, None, "the next stop is told anew");
+}
+
 #[tokio::test]
 async fn a_lost_memory_snapshot_boots_from_disk_and_says_so() {
     let mut rig = Rig::new();
@@ -475,7 +254,7 @@ async fn a_lost_memory_snapshot_boots_from_disk_and_says_so() {
     let sandbox = rig.settle().await;
     rig.check_rest(State::Running).await;
     assert_eq!(sandbox.state_reason.as_deref(), Some("memory_snapshot_incompatible"));
-    assert_eq!(sandbox.boot_path, Some(super::record::BootPath::Cold));
+    assert_eq!(sandbox.boot_path, Some(record::BootPath::Cold));
 }
 
 #[tokio::test]
@@ -500,20 +279,26 @@ async fn a_restarted_host_starts_its_sandboxes_again_from_disk() {
 async fn a_step_refused_for_good_ends_the_start_and_a_failed_pause_keeps_the_guest() {
     let mut rig = Rig::new();
     rig.want(Run::Running).await;
-    let sandbox = rig.sandbox().await;
+    let wanted = rig.sandbox().await;
+    rig.want(Run::Stopped).await;
+    let unwanted = rig.sandbox().await;
     let permanent = step::Error::World(refuse("no"));
     let transient = step::Error::World(Error::Transient { what: "busy", source: "busy".into() });
-    for (step, error, attempt, wanted) in [
-        (Step::Launch, &permanent, 1, Reaction::End(EndCause::StartFailed)),
-        (Step::Launch, &transient, 1, Reaction::TryAgain),
-        (Step::Launch, &transient, 3, Reaction::End(EndCause::StartFailed)),
-        (Step::BeginExecution, &permanent, 1, Reaction::Fail),
-        (Step::Save, &permanent, 1, Reaction::KeepRunning),
-        (Step::Quiesce, &transient, 1, Reaction::End(EndCause::Stopped)),
-        (Step::KillVmm, &permanent, 99, Reaction::TryAgain),
-        (Step::RemoveHostObjects, &permanent, 99, Reaction::TryAgain),
+    for (sandbox, step, error, attempt, expected) in [
+        (&wanted, Step::Launch, &permanent, 1, Reaction::End(EndCause::StartFailed)),
+        (&wanted, Step::Launch, &transient, 1, Reaction::TryAgain),
+        (&wanted, Step::Launch, &transient, 3, Reaction::End(EndCause::StartFailed)),
+        (&wanted, Step::BeginExecution, &permanent, 1, Reaction::Fail),
+        (&wanted, Step::Save, &permanent, 1, Reaction::KeepRunning),
+        (&wanted, Step::Reattach, &transient, 99, Reaction::TryAgain),
+        (&unwanted, Step::Reattach, &transient, 3, Reaction::End(EndCause::Stopped)),
+        (&unwanted, Step::Quiesce, &transient, 1, Reaction::TryAgain),
+        (&unwanted, Step::Quiesce, &transient, 3, Reaction::End(EndCause::Stopped)),
+        (&unwanted, Step::Quiesce, &permanent, 1, Reaction::End(EndCause::Stopped)),
+        (&wanted, Step::KillVmm, &permanent, 99, Reaction::TryAgain),
+        (&wanted, Step::RemoveHostObjects, &permanent, 99, Reaction::TryAgain),
     ] {
-        assert_eq!(decide_reaction(step, &sandbox, error, attempt), wanted, "{step:?} attempt {attempt}");
+        assert_eq!(decide_reaction(step, sandbox, error, attempt), expected, "{step:?} attempt {attempt}");
     }
 }
 
@@ -547,6 +332,26 @@ async fn the_scheduler_hears_of_an_execution_before_anything_in_its_name() {
     assert_eq!((known.len(), ended.len()), (4, 4));
     // Four times five seconds of running, and a little for the steps.
     assert!((20_000_000..20_100_000).contains(&billed_us), "{billed_us}");
+}
+
+/// The agent that dies between the end of a VMM and the last reading is the only one who knew when that was.
+#[tokio::test]
+async fn what_ran_is_metered_whoever_dies_at_its_end() {
+    for run in [Run::Paused, Run::Stopped, Run::Destroyed] {
+        let mut rig = Rig::new();
+        rig.want(Run::Running).await;
+        rig.settle().await;
+        rig.world.with(|host| host.now_us += 5_000_000);
+        rig.want(run).await;
+        let kill = if run == Run::Destroyed { 0 } else { 1 };
+        rig.world.with(|host| host.fault = Some((kill, Fault::Cut)));
+        rig.settle().await;
+        let effects = rig.world.with(|host| host.effects.clone());
+        assert_eq!(effects.iter().filter(|effect| **effect == "kill_vmm").count(), 1, "{effects:?}");
+        assert!(rig.world.with(|host| host.fault.is_none() && host.ends.is_empty()), "the cut was elsewhere");
+        let used = rig.store.write(|tx| store::usage::sum_by_sandbox(tx, None)).await.unwrap();
+        assert!((5_000_000..5_100_000).contains(&used[0].wall_us), "{run:?}: {} µs", used[0].wall_us);
+    }
 }
 
 #[tokio::test]
