@@ -64,8 +64,13 @@ impl Room {
         if free_mib < reserve_mib { Err(Shortage { free_mib, reserve_mib }.into()) } else { Ok(()) }
     }
 
-    /// Gives the ballast back: the disk is full and something has to be written down. True if there was any.
+    /// Gives the ballast back if the disk is full: something has to be written down. True if there was any.
+    ///
+    /// A write also fails on a disk that is broken or was taken away: room would not help, and be missing later.
     pub fn give_way(&self) -> bool {
+        if self.free_mib().is_ok_and(|free_mib| free_mib > 0) {
+            return false;
+        }
         match file::release_ballast(&self.inner.ballast) {
             Ok(true) => {
                 tracing::error!("the disk of the state directory is full, the ballast is given back");
@@ -93,6 +98,39 @@ impl Room {
     }
 }
 
+/// A file system of its own, gone with the test.
+#[cfg(test)]
+pub(crate) struct SmallDisk(tempfile::TempDir);
+
+#[cfg(test)]
+impl SmallDisk {
+    pub(crate) fn mount(mib: u32) -> Self {
+        let place = tempfile::tempdir().expect("a directory");
+        let options = format!("size={mib}m");
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), place.path(), Some("tmpfs"), flags, Some(options.as_str()))
+            .expect("this test mounts a small file system, as root");
+        Self(place)
+    }
+
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+
+    /// Takes all that is free.
+    pub(crate) fn fill(&self) {
+        let mut filler = std::fs::File::create(self.path().join("filler")).expect("an empty file");
+        while std::io::Write::write_all(&mut filler, &[1; 4096]).is_ok() {}
+    }
+}
+
+#[cfg(test)]
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,15 +145,17 @@ mod tests {
     }
 
     #[test]
-    fn ballast_is_set_aside_beside_the_reserve_only_and_given_back_once() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let room = Room::new(dir.path().to_owned(), 1, 1);
+    fn ballast_is_set_aside_beside_the_reserve_only_and_given_back_once_when_the_disk_is_full() {
+        let disk = SmallDisk::mount(8);
+        let room = Room::new(disk.path().to_owned(), 1, 1);
         assert!(room.set_aside().expect("measured"));
         assert!(room.set_aside().expect("still there"));
-        assert!(file::allocated_bytes(&dir.path().join("ballast")).expect("there") >= MIB);
+        assert!(file::allocated_bytes(&disk.path().join("ballast")).expect("there") >= MIB);
+        assert!(!room.give_way(), "there is room: whatever failed, it was not for the want of it");
+        disk.fill();
         assert!(room.give_way());
         assert!(!room.give_way());
-        let crowded = Room::new(dir.path().to_owned(), 1 << 40, 1);
+        let crowded = Room::new(disk.path().to_owned(), 1 << 40, 1);
         assert!(!crowded.set_aside().expect("measured"));
     }
 }

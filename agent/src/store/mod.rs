@@ -33,8 +33,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// The file system is full; SQLite says so of pages, and of the first write of a journal as a failed write.
-    fn is_disk_full(&self) -> bool {
+    /// The file system may be full: SQLite says so of pages, and of the first write of a journal as a failed write.
+    fn may_be_disk_full(&self) -> bool {
         let Self::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) = self else { return false };
         failure.code == rusqlite::ErrorCode::DiskFull
             || matches!(
@@ -54,7 +54,7 @@ pub struct Store {
     on_full: OnFull,
 }
 
-/// Called when the disk takes no more, before the failure is answered: whoever tries again may find room.
+/// Called when the disk may be full, before the failure is answered: whoever tries again may find room.
 #[derive(Clone)]
 struct OnFull(Arc<dyn Fn() + Send + Sync>);
 
@@ -84,7 +84,7 @@ impl Store {
         Ok(Self { connection: Arc::new(Mutex::new(connection)), on_full: OnFull(Arc::new(|| ())) })
     }
 
-    /// With something to make room when the disk is full.
+    /// With something that makes room if the disk is full.
     pub fn with_room_maker(self, make_room: impl Fn() + Send + Sync + 'static) -> Self {
         Self { on_full: OnFull(Arc::new(make_room)), ..self }
     }
@@ -101,7 +101,7 @@ impl Store {
             // A poisoned lock only means that another job panicked; its transaction was rolled back.
             let mut connection = connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let outcome = transact(&mut connection, job);
-            if outcome.as_ref().is_err_and(Error::is_disk_full) {
+            if outcome.as_ref().is_err_and(Error::may_be_disk_full) {
                 (on_full.0)();
             }
             outcome
@@ -164,6 +164,7 @@ fn migrate(connection: &mut Connection) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::room::{Room, SmallDisk};
 
     #[tokio::test]
     async fn a_second_open_changes_nothing_and_facts_survive() {
@@ -187,44 +188,23 @@ mod tests {
         assert!(matches!(Store::open(&path), Err(Error::FromTheFuture { found: 99, .. })));
     }
 
-    /// A file system of its own, gone with the test.
-    struct SmallDisk(tempfile::TempDir);
-
-    impl SmallDisk {
-        fn mount(mib: u32) -> Self {
-            let place = tempfile::tempdir().unwrap();
-            let options = format!("size={mib}m");
-            let flags = nix::mount::MsFlags::empty();
-            nix::mount::mount(Some("tmpfs"), place.path(), Some("tmpfs"), flags, Some(options.as_str()))
-                .expect("this test mounts a small file system, as root");
-            Self(place)
-        }
-    }
-
-    impl Drop for SmallDisk {
-        fn drop(&mut self) {
-            let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
-        }
-    }
-
     #[tokio::test]
     async fn on_a_full_disk_the_ballast_is_given_back_and_commits_go_on() {
         let disk = SmallDisk::mount(16);
-        let room = crate::host::room::Room::new(disk.0.path().to_owned(), 0, 4);
+        let room = Room::new(disk.path().to_owned(), 0, 4);
         assert!(room.set_aside().unwrap());
-        let (store, given) = (Store::open(&disk.0.path().join("agent.db")).unwrap(), room.clone());
+        let (store, given) = (Store::open(&disk.path().join("agent.db")).unwrap(), room.clone());
         let store = store.with_room_maker(move || {
             given.give_way();
         });
-        let mut filler = std::fs::File::create(disk.0.path().join("filler")).unwrap();
-        while std::io::Write::write_all(&mut filler, &[1; 4096]).is_ok() {}
+        disk.fill();
         // Large enough that what the journal has allocated does not hold them all.
         let value = "x".repeat(64 << 10);
         let mut failures = 0;
         for _ in 0..40 {
             failures += usize::from(store.record_fact("large", value.clone()).await.is_err());
         }
-        assert!(!disk.0.path().join("ballast").exists(), "it was never needed");
+        assert!(!disk.path().join("ballast").exists(), "it was never needed");
         assert_eq!(failures, 1, "only the commit that found the disk full");
         assert_eq!(store.find_fact("large").await.unwrap(), Some(value));
     }
