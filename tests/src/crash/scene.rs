@@ -82,8 +82,12 @@ impl Scene {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// Told once, however often it is seen.
     pub(super) fn violation(&self, text: impl Into<String>) {
-        self.ledger().violations.push(text.into());
+        let (text, mut ledger) = (text.into(), self.ledger());
+        if !ledger.violations.contains(&text) {
+            ledger.violations.push(text);
+        }
     }
 
     /// One call, bounded in time. Any failure to get an answer is none: something may be down.

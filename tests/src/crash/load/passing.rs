@@ -12,8 +12,10 @@ const RETRY: Duration = Duration::from_millis(300);
 const REVOKE_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(in crate::crash) fn sandbox_body(name: &str) -> Value {
+    // Outlives the trial: one that is paused by its timeout gets another VMM, and that would look like a loss.
     json!({
         "name": name, "external_user_id": USER, "cpu_count": 1, "memory_mb": 256, "disk_size_mb": 1024,
+        "timeout_sec": 24 * 3600,
     })
 }
 
