@@ -56,49 +56,11 @@ const SETTINGS: [(&str, &str); 12] = [
     ("ipv4/conf/default/send_redirects", "0"),
 ];
 
-/// The whole rule set. Each closing brace has a line of its own, as nft 1.0.6 wants it.
+/// The whole rule set: a file, so that tests of the data plane seal their namespaces with the same.
 ///
-/// Hooks are given by number: raw -300, mangle -150, filter 0.
-const RULES: &str = r#"
-table inet roost
-delete table inet roost
-table arp roost
-delete table arp roost
-table inet roost {
- chain untracked_in {
-  type filter hook prerouting priority -300;
-  notrack
- }
- chain untracked_out {
-  type filter hook output priority -300;
-  notrack
- }
- chain arriving {
-  type filter hook prerouting priority -150; policy drop;
-  iifname "lo" accept
-  iifname != "tap0" drop
-  meta nfproto != ipv4 drop
-  ether saddr != 02:00:00:00:00:02 drop
-  ip saddr != 10.0.0.2 drop
-  meta l4proto tcp tproxy ip to 127.0.0.1:18080 meta mark set 1 accept
-  udp dport 53 tproxy ip to 127.0.0.1:53 meta mark set 1 accept
- }
- chain forwarded {
-  type filter hook forward priority 0; policy drop;
- }
- chain leaving {
-  type filter hook output priority 0; policy drop;
-  oifname "lo" accept
-  oifname "tap0" ip daddr 10.0.0.2 meta l4proto { tcp, udp } accept
- }
-}
-table arp roost {
- chain arriving {
-  type filter hook input priority 0; policy drop;
-  iifname "tap0" arp saddr ether 02:00:00:00:00:02 arp saddr ip 10.0.0.2 accept
- }
-}
-"#;
+/// Each closing brace has a line of its own, as nft 1.0.6 wants it. Hooks are given by number: raw -300, mangle -150,
+/// filter 0.
+const RULES: &str = include_str!("seal.nft");
 
 fn rules() -> Cow<'static, str> {
     match Defence::GuestSource.is_off() {

@@ -22,28 +22,7 @@ use super::guest::Guest;
 /// Where every public name of the tests is.
 pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
 
-const RULES: &str = r#"table inet g {
- chain praw {
-  type filter hook prerouting priority raw;
-  notrack
- }
- chain oraw {
-  type filter hook output priority raw;
-  notrack
- }
- chain pre {
-  type filter hook prerouting priority mangle; policy drop;
-  iifname "lo" accept
-  iifname "tap0" ether saddr != 02:00:00:00:00:02 drop
-  iifname "tap0" ip saddr != 10.0.0.2 drop
-  iifname "tap0" meta l4proto tcp tproxy ip to 127.0.0.1:18080 meta mark set 1 accept
-  iifname "tap0" udp dport 53 tproxy ip to 127.0.0.1:53 meta mark set 1 accept
- }
- chain fw {
-  type filter hook forward priority filter; policy drop;
- }
-}
-"#;
+const RULES: &str = include_str!("../../../../src/host/seal.nft");
 
 pub(crate) struct World {
     sandbox: File,
