@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "asks the health ports of processes it started itself")]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -24,9 +24,4 @@ fn get(port: u16, path: &str) -> std::io::Result<String> {
     let mut page = String::new();
     stream.read_to_string(&mut page)?;
     Ok(page)
-}
-
-/// A port of loopback that nobody listens on now.
-pub(super) fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }

@@ -14,6 +14,7 @@ pub mod log;
 mod mount;
 mod owner;
 pub mod place;
+mod ports;
 mod settings;
 pub mod supervise;
 pub mod tenant;
@@ -29,7 +30,8 @@ use agent::AgentCli;
 use group::Group;
 use leftover::Baseline;
 use place::Place;
-pub use settings::{Allowed, PREVIEW_DOMAIN, Ports, Wish};
+pub use ports::Ports;
+pub use settings::{Allowed, PREVIEW_DOMAIN, Wish};
 use supervise::{Program, Supervised};
 use tenant::Tenant;
 

@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use super::http::free_port;
 use super::place::Place;
+use super::ports::Ports;
 use crate::upstream::{self, Upstream};
 
 /// Host names of previews end with this; it resolves on any machine with libnss-myhostname.
@@ -44,44 +44,6 @@ impl From<&Upstream> for Allowed {
             port: upstream.port,
             address: upstream.address(),
             root_pem: upstream.root_pem.clone(),
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-pub struct Ports {
-    pub api: u16,
-    pub fleet: u16,
-    pub ensure: u16,
-    pub gateway: u16,
-    pub preview: u16,
-    pub scheduler_health: u16,
-    pub agent_health: u16,
-    pub egress_health: u16,
-    pub edge_health: u16,
-}
-
-impl Ports {
-    pub fn choose() -> std::io::Result<Self> {
-        Ok(Self {
-            api: free_port()?,
-            fleet: free_port()?,
-            ensure: free_port()?,
-            gateway: free_port()?,
-            preview: free_port()?,
-            scheduler_health: free_port()?,
-            agent_health: free_port()?,
-            egress_health: free_port()?,
-            edge_health: free_port()?,
-        })
-    }
-
-    pub fn health(&self, process: &str) -> u16 {
-        match process {
-            "scheduler" => self.scheduler_health,
-            "agent" => self.agent_health,
-            "egress" => self.egress_health,
-            _ => self.edge_health,
         }
     }
 }
