@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use roost_daemon::telemetry::chain;
 use roost_domain::id::ExecutionId;
 use roost_domain::sabotage::Defence;
 use roost_proto::dataplane::Origin;
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Services;
-use super::audit::{Audit, Subject};
+use super::audit::{self, Audit, Subject};
 use super::credentials::lease::LeaseCache;
 use super::dns::map::DnsMap;
 use super::dns::socket::DnsSocket;
@@ -195,5 +196,13 @@ impl Execution {
 
     pub(crate) fn audit(&self) -> &Audit {
         &self.services.audit
+    }
+
+    /// Tells the operator that a call was refused because its row cannot be kept: now and then, since the guest
+    /// decides how often it happens.
+    pub(crate) fn tell_unaudited(&self, error: &audit::Error) {
+        let Some(calls) = self.limits.count_unaudited() else { return };
+        let (execution, sandbox, error) = (&self.id, &self.subject.sandbox, chain(error));
+        tracing::error!(%execution, %sandbox, calls, error, "refused calls that cannot be audited");
     }
 }

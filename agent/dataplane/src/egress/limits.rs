@@ -1,4 +1,4 @@
-//! What one execution may use of this process, so that no guest starves another.
+//! What one execution may use of this process and of its log, so that no guest starves another.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,6 +13,8 @@ const DNS_QUERIES_PER_S: u32 = 50;
 const DNS_BURST: u32 = 100;
 const LEAVES_PER_S: u32 = 10;
 const LEAVES_BURST: u32 = 100;
+/// Between two lines of the log about what a guest can make happen as often as it likes.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// The limits of one execution, in their current state.
 #[derive(Debug)]
@@ -20,6 +22,7 @@ pub(crate) struct ExecutionLimits {
     pub(crate) connections: Arc<Semaphore>,
     dns_queries: Bucket,
     leaves: Bucket,
+    complaints: Complaints,
 }
 
 impl ExecutionLimits {
@@ -28,6 +31,7 @@ impl ExecutionLimits {
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             dns_queries: Bucket::new(DNS_QUERIES_PER_S, DNS_BURST),
             leaves: Bucket::new(LEAVES_PER_S, LEAVES_BURST),
+            complaints: Complaints::default(),
         }
     }
 
@@ -45,6 +49,34 @@ impl ExecutionLimits {
     /// Whether one more certificate may be made for this guest now.
     pub(crate) fn take_leaf(&self) -> bool {
         self.leaves.take().is_ok()
+    }
+
+    /// How many calls have been refused for want of their rows since the log last said so, this one included, if
+    /// it is time to say so.
+    pub(crate) fn count_unaudited(&self) -> Option<u64> {
+        self.complaints.count()
+    }
+}
+
+/// What happens often and is told now and then: the first at once, then how many there were.
+#[derive(Debug, Default)]
+struct Complaints(Mutex<Untold>);
+
+#[derive(Debug, Default)]
+struct Untold {
+    told: Option<Instant>,
+    count: u64,
+}
+
+impl Complaints {
+    fn count(&self) -> Option<u64> {
+        let mut untold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        untold.count += 1;
+        if untold.told.is_some_and(|told| told.elapsed() < COMPLAIN_EVERY) {
+            return None;
+        }
+        untold.told = Some(Instant::now());
+        Some(std::mem::take(&mut untold.count))
     }
 }
 
@@ -90,5 +122,16 @@ mod tests {
         tokio::time::advance(Duration::from_secs(3600)).await;
         assert_eq!(taken(1000), 100, "what is not used does not add up beyond the burst");
         assert_eq!(bucket.take(), Err(Duration::from_millis(20)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn f2_a_flood_of_refusals_is_a_line_a_minute() {
+        let complaints = Complaints::default();
+        let told = |count: usize| (0..count).filter_map(|_| complaints.count()).collect::<Vec<_>>();
+        assert_eq!(told(1000), [1], "the first at once");
+        tokio::time::advance(COMPLAIN_EVERY).await;
+        assert_eq!(told(1000), [1000], "those that were not told, and this one");
+        tokio::time::advance(COMPLAIN_EVERY * 10).await;
+        assert_eq!(told(1), [1000]);
     }
 }

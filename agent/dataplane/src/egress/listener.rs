@@ -57,7 +57,7 @@ impl Flow {
     pub(crate) async fn refuse(&self, scheme: Scheme, outcome: Outcome) {
         let audit = self.execution.audit();
         if let Err(error) = audit.reject(&self.execution.subject, self.call(scheme), outcome).await {
-            tracing::error!(execution = %self.execution.id, error = chain(&error), "auditing a refused connection");
+            self.execution.tell_unaudited(&error);
         }
     }
 }

@@ -120,7 +120,7 @@ async fn begin(flow: &Flow, scheme: Scheme) -> Option<Relayed> {
     let pending = match execution.audit().begin(&execution.subject, flow.call(scheme)).await {
         Ok(pending) => pending,
         Err(error) => {
-            tracing::error!(execution = %execution.id, error = chain(&error), "refused a call that cannot be audited");
+            execution.tell_unaudited(&error);
             return None;
         }
     };

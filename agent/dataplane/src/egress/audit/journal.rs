@@ -8,9 +8,9 @@
 //! An intent is in the kernel before its caller goes on, so a killed process loses none; a host that loses
 //! power may lose the last few milliseconds, and ships none of them. The place of a completion in the queue
 //! is taken together with that of its intent, so finishing never waits and never fails. When too much is
-//! unshipped or the disk takes no more, new intents are refused and completions are kept until they can be
-//! written; a ballast file beside the segments is given back for them, and intents are refused until it can be
-//! set aside again.
+//! unshipped (`room` says for whom) or the disk takes no more, new intents are refused and completions are kept
+//! until they can be written; a ballast file beside the segments is given back for them, and intents are refused
+//! until it can be set aside again.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -25,7 +25,9 @@ use roost_domain::audit::Record;
 use roost_domain::id::ulid_text;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::Subject;
 use super::ballast::Ballast;
+use super::room::{NoRoom, Room};
 use super::segment::{self, Segment};
 
 /// Records that may wait to be written, places kept for completions of open calls included.
@@ -44,8 +46,8 @@ pub enum Error {
     Segment(#[from] segment::Error),
     #[error("starting an audit thread")]
     Thread(#[source] io::Error),
-    #[error("{0} unshipped audit bytes are the most this host keeps")]
-    Full(u64),
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     #[error("the audit disk takes no more records")]
     Disk,
     #[error("the audit writer has ended")]
@@ -59,7 +61,7 @@ pub struct Limits {
     pub segment_age: Duration,
     /// What all segments together may take.
     pub total_bytes: u64,
-    /// Beyond `total_bytes` the oldest segment goes instead of new records being refused.
+    /// Beyond `total_bytes` the oldest segment goes instead of new records being refused; nobody has a share.
     pub drop_oldest: bool,
 }
 
@@ -75,16 +77,26 @@ pub(crate) struct Durable {
 pub(crate) struct Journal {
     queue: mpsc::Sender<Job>,
     durable: watch::Receiver<Durable>,
-    total_bytes: Arc<AtomicU64>,
+    room: Arc<Room>,
     directory: Arc<Path>,
 }
 
 #[derive(Debug)]
 struct Job {
     event: Ulid,
+    subject: Arc<Subject>,
     line: Vec<u8>,
     /// Intents only.
     ack: Option<oneshot::Sender<Result<(), Error>>>,
+}
+
+impl Job {
+    /// Tells who waits for an intent that it is not written.
+    fn refuse(&mut self, reason: Error) {
+        if let Some(ack) = self.ack.take() {
+            let _ = ack.send(Err(reason));
+        }
+    }
 }
 
 /// The completion's place in the queue.
@@ -96,7 +108,7 @@ impl Journal {
     pub(crate) fn open(directory: &Path, limits: Limits) -> Result<Self, Error> {
         std::fs::create_dir_all(directory).map_err(Error::Directory)?;
         let mut ballast = Ballast::beside(directory);
-        let (segment, total) = match recover(directory) {
+        let (segment, found) = match recover(directory) {
             // What a crash left open is ended even when nothing else can be written.
             Err(error) if ballast.give_back() => {
                 tracing::error!(error = &error as &dyn std::error::Error, "recovering the audit once more");
@@ -107,18 +119,17 @@ impl Journal {
         if let Err(error) = ballast.set_aside() {
             tracing::error!(%error, "no ballast for the audit: calls are refused until there is room");
         }
-        Self::start(directory, limits, segment, total, ballast)
+        let room = Arc::new(Room::new(limits.total_bytes, !limits.drop_oldest, found));
+        Self::start(directory, limits, segment, room, ballast)
     }
 
     fn start(
         directory: &Path,
         limits: Limits,
         segment: Segment,
-        total: u64,
+        room: Arc<Room>,
         ballast: Ballast,
     ) -> Result<Self, Error> {
-        let total_bytes = Arc::new(AtomicU64::new(total));
-
         let (publish, durable) = watch::channel(Durable { segment: segment.name, bytes: segment.len() });
         let (dirty, syncs) = thread_mpsc::sync_channel(1);
         let (queue, jobs) = mpsc::channel(QUEUE_RECORDS);
@@ -126,7 +137,7 @@ impl Journal {
         let writer = Writer {
             directory: Arc::clone(&directory),
             limits,
-            total_bytes: Arc::clone(&total_bytes),
+            room: Arc::clone(&room),
             written: Arc::new(AtomicU64::new(segment.len())),
             began: Instant::now(),
             segment,
@@ -137,7 +148,7 @@ impl Journal {
         let tracked = writer.tracked().map_err(Error::Directory)?;
         spawn("audit-sync", move || sync_loop(tracked, syncs, publish))?;
         spawn("audit-write", move || writer.run(jobs))?;
-        Ok(Self { queue, durable, total_bytes, directory })
+        Ok(Self { queue, durable, room, directory })
     }
 
     /// Takes the place of a completion. Waits while the queue is full.
@@ -147,9 +158,15 @@ impl Journal {
     }
 
     /// Writes an intent; when this returns the kernel has it. Waits while the queue is full.
-    pub(crate) async fn write_intent(&self, event: Ulid, record: &Record) -> Result<(), Error> {
+    pub(crate) async fn write_intent(
+        &self,
+        event: Ulid,
+        subject: &Arc<Subject>,
+        record: &Record,
+    ) -> Result<(), Error> {
         let (ack, written) = oneshot::channel();
-        let job = Job { event, line: super::encode(record), ack: Some(ack) };
+        let subject = Arc::clone(subject);
+        let job = Job { event, subject, line: super::encode(record), ack: Some(ack) };
         self.queue.send(job).await.map_err(|_| Error::Closed)?;
         written.await.map_err(|_| Error::Closed)?
     }
@@ -164,43 +181,39 @@ impl Journal {
 
     /// Deletes a segment that is shipped to its end.
     pub(crate) fn remove_segment(&self, name: Ulid) -> io::Result<()> {
-        remove_counted(&self.directory, name, &self.total_bytes)
+        remove_counted(&self.directory, name, &self.room)
     }
 }
 
-/// Completes as aborted what a crash left open; the segment to write to, and the bytes there are.
-fn recover(directory: &Path) -> Result<(Segment, u64), Error> {
+/// Completes as aborted what a crash left open; the segment to write to, and what each segment holds.
+fn recover(directory: &Path) -> Result<(Segment, Vec<(Ulid, u64)>), Error> {
     let segments = segment::list_segments(directory)?;
     let newest = segments.last().copied();
     let open = match newest {
         Some(newest) => segment::recover_open_events(directory, newest)?,
         None => HashSet::new(),
     };
-    let mut total = 0;
-    for name in &segments {
-        let path = segment::records_path(directory, *name);
-        total += std::fs::metadata(path).map_err(Error::Directory)?.len();
+    let mut found = Vec::with_capacity(segments.len() + 1);
+    for name in segments {
+        let path = segment::records_path(directory, name);
+        found.push((name, std::fs::metadata(path).map_err(Error::Directory)?.len()));
     }
     let mut segment = Segment::begin(directory, newest, &open)?;
     let aborted: Vec<u8> = open.iter().flat_map(|event| super::aborted_line(*event)).collect();
     segment.append(&aborted).and_then(|()| segment.sync()).map_err(Error::Directory)?;
-    Ok((segment, total + aborted.len() as u64))
+    found.push((segment.name, segment.len()));
+    Ok((segment, found))
 }
 
 impl Reserved {
-    pub(crate) fn finish(self, event: Ulid, record: &Record) {
-        self.0.send(Job { event, line: super::encode(record), ack: None });
+    pub(crate) fn finish(self, event: Ulid, subject: &Arc<Subject>, record: &Record) {
+        self.0.send(Job { event, subject: Arc::clone(subject), line: super::encode(record), ack: None });
     }
 }
 
-fn remove_counted(directory: &Path, name: Ulid, total_bytes: &AtomicU64) -> io::Result<()> {
-    let bytes = match std::fs::metadata(segment::records_path(directory, name)) {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(error),
-    };
+fn remove_counted(directory: &Path, name: Ulid, room: &Room) -> io::Result<()> {
     segment::remove_segment(directory, name)?;
-    total_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    room.forget(name);
     Ok(())
 }
 
@@ -242,7 +255,7 @@ fn sync_loop(mut tracked: Tracked, syncs: thread_mpsc::Receiver<Sync>, publish: 
 struct Writer {
     directory: Arc<Path>,
     limits: Limits,
-    total_bytes: Arc<AtomicU64>,
+    room: Arc<Room>,
     segment: Segment,
     written: Arc<AtomicU64>,
     began: Instant,
@@ -294,36 +307,41 @@ impl Writer {
     fn drop_oldest(&self) {
         let segments = segment::list_segments(&self.directory).unwrap_or_default();
         for name in segments.into_iter().filter(|name| *name < self.segment.name) {
-            if self.total_bytes.load(Ordering::Relaxed) <= self.limits.total_bytes {
+            if !self.room.is_exceeded() {
                 break;
             }
-            if let Err(error) = remove_counted(&self.directory, name, &self.total_bytes) {
+            if let Err(error) = remove_counted(&self.directory, name, &self.room) {
                 tracing::error!(%error, segment = ulid_text(name), "removing an old audit segment");
             }
         }
     }
 
-    fn is_full(&self) -> Option<u64> {
-        let total = self.total_bytes.load(Ordering::Relaxed);
-        (!self.limits.drop_oldest && total >= self.limits.total_bytes).then_some(total)
+    /// Takes room for each intent, one after the other, and refuses those that get none.
+    fn take_room(&self, batch: &mut Vec<Job>) {
+        batch.retain_mut(|job| {
+            if job.ack.is_none() {
+                return true;
+            }
+            let taken = self.room.take(self.segment.name, job.subject.owner(), job.line.len());
+            taken.map_err(|reason| job.refuse(reason.into())).is_ok()
+        });
     }
 
     /// Writes the whole batch; intents that the disk does not take are refused, completions wait for it.
     fn write(&mut self, batch: &mut Vec<Job>) {
-        if let Some(total) = self.is_full() {
-            refuse_intents(batch, || Error::Full(total));
-        }
         if batch.iter().any(|job| job.ack.is_some()) && !self.ballast.is_set_aside() {
             refuse_intents(batch, || Error::Disk);
         }
+        self.take_room(batch);
         self.open.extend(batch.iter().filter(|job| job.ack.is_some()).map(|job| job.event));
         // A completion without an intent is that of a caller who went away before its intent was queued.
         batch.retain(|job| self.open.contains(&job.event));
         let mut lines = joined(batch);
         while let Err(error) = self.segment.append(&lines) {
             tracing::error!(%error, records = batch.len(), "writing audit records");
-            for event in refuse_intents(batch, || Error::Disk) {
-                self.open.remove(&event);
+            for job in refuse_intents(batch, || Error::Disk) {
+                self.open.remove(&job.event);
+                self.room.give_back(self.segment.name, job.subject.owner(), job.line.len());
             }
             batch.retain(|job| self.open.contains(&job.event));
             lines = joined(batch);
@@ -331,12 +349,12 @@ impl Writer {
                 std::thread::sleep(RETRY_WRITE);
             }
         }
-        self.total_bytes.fetch_add(lines.len() as u64, Ordering::Relaxed);
         self.written.store(self.segment.len(), Ordering::Release);
         for job in batch.drain(..) {
             match job.ack {
                 None => {
                     self.open.remove(&job.event);
+                    self.room.count(self.segment.name, job.subject.owner(), job.line.len());
                 }
                 // A caller that is gone has queued its completion.
                 Some(ack) => drop(ack.send(Ok(()))),
@@ -355,13 +373,10 @@ fn joined(batch: &[Job]) -> Vec<u8> {
     lines
 }
 
-fn refuse_intents(batch: &mut Vec<Job>, reason: impl Fn() -> Error) -> Vec<Ulid> {
-    let mut refused = Vec::new();
-    for job in batch.extract_if(.., |job| job.ack.is_some()) {
-        refused.push(job.event);
-        if let Some(ack) = job.ack {
-            let _ = ack.send(Err(reason()));
-        }
+fn refuse_intents(batch: &mut Vec<Job>, reason: impl Fn() -> Error) -> Vec<Job> {
+    let mut refused: Vec<Job> = batch.extract_if(.., |job| job.ack.is_some()).collect();
+    for job in &mut refused {
+        job.refuse(reason());
     }
     refused
 }

@@ -8,6 +8,7 @@
 
 mod ballast;
 mod journal;
+mod room;
 mod segment;
 pub mod ship;
 
@@ -30,6 +31,7 @@ use roost_domain::sabotage::Defence;
 
 pub use journal::{Error, Limits};
 use journal::{Journal, Reserved};
+pub use room::NoRoom;
 
 /// Segments of executions that a tenant owns.
 const SHIPPED: Limits = Limits {
@@ -54,6 +56,14 @@ pub struct Subject {
     /// Started by the operator of the host: never shipped.
     pub local: bool,
     pub detached: AtomicBool,
+}
+
+impl Subject {
+    /// Whose share of the journal its records are: the sandbox's, over all of its executions, so that pausing and
+    /// resuming brings no further share.
+    fn owner(&self) -> &str {
+        if self.sandbox.is_empty() { &self.execution } else { &self.sandbox }
+    }
 }
 
 /// What a guest is about to do, before it is cut to the record's limits.
@@ -169,7 +179,7 @@ impl Audit {
         // Made before the wait, so that a caller who is cancelled in it completes what it may have begun.
         let mut pending = Pending { event, began: Instant::now(), subject: Arc::clone(subject), reserved };
         if !Defence::AuditIntent.is_off()
-            && let Err(error) = journal.write_intent(event, &record).await
+            && let Err(error) = journal.write_intent(event, subject, &record).await
         {
             pending.reserved = None;
             return Err(error);
@@ -221,7 +231,7 @@ impl Pending {
             address: outcome.address.map(|address| address.to_string()),
             detail: outcome.detail.map(|detail| recorded_text(&detail, MAX_DETAIL_BYTES)),
         });
-        reserved.finish(self.event, &record);
+        reserved.finish(self.event, &self.subject, &record);
     }
 }
 

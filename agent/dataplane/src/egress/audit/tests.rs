@@ -12,8 +12,23 @@ const SMALL: Limits = Limits {
 };
 
 fn subject(local: bool) -> Arc<Subject> {
-    let (execution, sandbox) = ("exe_test".to_owned(), "sbx_test".to_owned());
-    Arc::new(Subject { execution, sandbox, local, detached: AtomicBool::new(false) })
+    Arc::new(Subject { local, ..execution_of("exe_test", "sbx_test") })
+}
+
+fn execution_of(execution: &str, sandbox: &str) -> Subject {
+    let (execution, sandbox) = (execution.to_owned(), sandbox.to_owned());
+    Subject { execution, sandbox, local: false, detached: AtomicBool::new(false) }
+}
+
+/// Begins calls until one is refused.
+async fn flood(audit: &Audit, mut next: impl FnMut() -> Arc<Subject>) -> (Vec<Pending>, Error) {
+    let mut pending = Vec::new();
+    loop {
+        match audit.begin(&next(), call("a.example")).await {
+            Ok(call) => pending.push(call),
+            Err(error) => return (pending, error),
+        }
+    }
 }
 
 fn call(host: &str) -> Call<'_> {
@@ -96,14 +111,10 @@ async fn f2_a_full_journal_refuses_calls_and_keeps_their_ends() {
     let journal = directory.path().join("shipped");
     let limits = Limits { total_bytes: 2000, segment_bytes: 1 << 20, ..SMALL };
     let audit = Audit::open_with(directory.path(), limits.clone(), limits).unwrap();
-    let mut pending = Vec::new();
-    let error = loop {
-        match audit.begin(&subject(false), call("a.example")).await {
-            Ok(call) => pending.push(call),
-            Err(error) => break error,
-        }
-    };
-    assert!(matches!(error, Error::Full(bytes) if bytes >= 2000), "{error}");
+    // Each call is another sandbox's, so that nobody's share ends first.
+    let mut sandboxes = (0..).map(|index| Arc::new(execution_of("exe_test", &format!("sbx_{index}"))));
+    let (pending, error) = flood(&audit, || sandboxes.next().unwrap()).await;
+    assert!(matches!(error, Error::NoRoom(NoRoom::Full(bytes)) if bytes >= 2000), "{error}");
     assert!(pending.len() > 5);
     let count = pending.len();
     for call in pending {
@@ -115,6 +126,62 @@ async fn f2_a_full_journal_refuses_calls_and_keeps_their_ends() {
         audit.begin(&subject(true), call("a.example")).await.is_ok(),
         "the operator's own journal is another"
     );
+    end(audit).await;
+}
+
+/// Takes everything it is sent, once it is there.
+#[derive(Default)]
+struct Receiver(AtomicBool);
+
+#[async_trait::async_trait]
+impl ship::Shipper for Receiver {
+    async fn ship(&self, _: &str, offset: u64, records: bytes::Bytes) -> Result<u64, ship::Error> {
+        match self.0.load(Ordering::Relaxed) {
+            true => Ok(offset + records.len() as u64),
+            false => Err(ship::Error::Send("the scheduler is away".into())),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn f2_a_hog_is_refused_at_its_share_and_others_go_on_until_it_is_shipped() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = Limits { total_bytes: 100_000, segment_bytes: 5000, ..SMALL };
+    let audit = Audit::open_with(directory.path(), limits.clone(), limits).unwrap();
+    let receiver = Arc::new(Receiver::default());
+    let (ships, receives) = (audit.clone(), Arc::clone(&receiver));
+    let shipping = tokio::spawn(async move { ships.ship(&*receives).await });
+
+    let hog = Arc::new(execution_of("exe_hog", "sbx_hog"));
+    let (pending, refused) = flood(&audit, || Arc::clone(&hog)).await;
+    assert!(matches!(refused, Error::NoRoom(NoRoom::Share { own, .. }) if own >= 49_000), "{refused}");
+    let resumed = Arc::new(execution_of("exe_resumed", "sbx_hog"));
+    let again = audit.begin(&resumed, call("a.example")).await;
+    assert!(matches!(again, Err(Error::NoRoom(NoRoom::Share { .. }))), "another execution, no other share");
+    for index in 0..50 {
+        let another = Arc::new(execution_of("exe_another", "sbx_another"));
+        let host = format!("n{index}.example");
+        audit.reject(&another, call(&host), Outcome::rejected(reason::POLICY)).await.unwrap();
+    }
+    // Ends are taken whatever they bring their sandbox to.
+    let count = pending.len();
+    for call in pending {
+        call.finish(Outcome::allowed(200));
+    }
+    let journal = directory.path().join("shipped");
+    let ended = || events(&journal).values().filter(|(_, ends)| ends.len() == 1).count();
+    until("the ends of all calls", || ended() == count + 50).await;
+    assert!(matches!(audit.begin(&hog, call("a.example")).await, Err(Error::NoRoom(_))));
+
+    receiver.0.store(true, Ordering::Relaxed);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while audit.begin(&hog, call("a.example")).await.is_err() {
+        assert!(Instant::now() < deadline, "what is shipped is the hog's again");
+        // The paused clock goes on to the shipper's next attempt.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    shipping.abort();
+    assert!(shipping.await.unwrap_err().is_cancelled());
     end(audit).await;
 }
 

@@ -99,7 +99,7 @@ async fn respond(execution: &Arc<Execution>, query: &[u8], asked: Ipv4Addr) -> O
             secrets: Vec::new(),
         };
         if let Err(error) = execution.audit().reject(&execution.subject, call, outcome).await {
-            tracing::error!(execution = %execution.id, error = chain(&error), "auditing a refused lookup");
+            execution.tell_unaudited(&error);
             return None;
         }
     }

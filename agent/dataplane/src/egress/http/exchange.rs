@@ -145,7 +145,7 @@ fn unaudited(
     error: &crate::egress::audit::Error,
     version: Version,
 ) -> Response<ResponseBody> {
-    tracing::error!(execution = %connection.flow.execution.id, error = chain(error), "a request cannot be audited");
+    connection.flow.execution.tell_unaudited(error);
     let message = "this host cannot record outbound calls at the moment; try again later";
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason::LIMIT, message).response(version)
 }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use hyper::Version;
-use roost_daemon::telemetry::chain;
 use roost_domain::audit::Scheme;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
@@ -76,7 +75,7 @@ async fn begin(flow: &Flow) -> Option<(Upstream, TunnelRow)> {
     let pending = match execution.audit().begin(&execution.subject, flow.call(Scheme::Tls)).await {
         Ok(pending) => pending,
         Err(error) => {
-            tracing::error!(execution = %execution.id, error = chain(&error), "refused an unaudited call");
+            execution.tell_unaudited(&error);
             return None;
         }
     };
