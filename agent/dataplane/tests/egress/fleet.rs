@@ -107,7 +107,7 @@ impl Audit for Scheduler {
 }
 
 /// What the agent does when the host joins.
-fn join(process: &Dataplane, fleet: &Fleet, egress_root: &Root) {
+pub(crate) fn join(process: &Dataplane, fleet: &Fleet, egress_root: &Root) {
     let directory = process.directory().join("state");
     let request = std::fs::read_to_string(directory.join("egress.csr")).unwrap();
     let certificate = fleet.sign(&request, &[], Some("roost://host/host_1/egress"));

@@ -24,6 +24,7 @@ mod isolation;
 mod lifecycle;
 mod process;
 mod scrub;
+mod shipping;
 mod smuggling;
 mod tls;
 mod websocket;

@@ -6,6 +6,7 @@
 //! forget.
 
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -79,8 +80,9 @@ pub(crate) async fn run(journal: &Journal, shipper: &dyn Shipper) {
 
 async fn ship_until(journal: &Journal, shipper: &dyn Shipper, reached: Durable) -> Result<(), Error> {
     let directory = journal.directory();
-    let mut acked = read_position(directory);
-    for name in segment::list_segments(directory)? {
+    let segments = segment::list_segments(directory)?;
+    let mut acked = find_position(directory, segments.first().copied());
+    for name in segments {
         if name > reached.segment {
             break;
         }
@@ -134,10 +136,22 @@ fn segment_bytes(directory: &Path, name: Ulid) -> Result<u64, Error> {
         .map_err(|error| Error::Read(ulid_text(name), error))
 }
 
-fn read_position(directory: &Path) -> Option<Position> {
+/// Nothing when the note is missing or cannot be true: what comes again is joined, what is left out is lost.
+fn find_position(directory: &Path, oldest: Option<Ulid>) -> Option<Position> {
     let text = std::fs::read_to_string(directory.join("acked")).ok()?;
     let (segment, offset) = text.trim_end().split_once(' ')?;
-    Some(Position { segment: parse_ulid(segment)?, offset: offset.parse().ok()? })
+    let position = Position { segment: parse_ulid(segment)?, offset: offset.parse().ok()? };
+    // Segments go from the oldest on.
+    let is_removed = oldest.is_none_or(|oldest| position.segment < oldest);
+    (is_removed || ends_a_record(directory, position)).then_some(position)
+}
+
+fn ends_a_record(directory: &Path, position: Position) -> bool {
+    let Some(last) = position.offset.checked_sub(1) else { return false };
+    let mut byte = [0];
+    let read = std::fs::File::open(segment::records_path(directory, position.segment))
+        .and_then(|file| file.read_exact_at(&mut byte, last));
+    read.is_ok() && byte == *b"\n"
 }
 
 fn write_position(directory: &Path, segment: Ulid, offset: u64) -> io::Result<()> {

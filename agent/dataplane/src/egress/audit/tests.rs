@@ -1,4 +1,6 @@
-//! Journals over restarts, rotations, full disks and callers that go away.
+//! Journals over restarts, rotations, full disks, callers that go away and receivers that fail.
+
+mod shipping;
 
 use std::collections::HashMap;
 
