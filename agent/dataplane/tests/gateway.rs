@@ -233,6 +233,12 @@ async fn sockets_are_used_again_and_more_are_asked_for() {
     // Each claim of a guest that is not there takes several sockets, and all come back.
     let detach = Message::Detach(Detach { execution: attached.execution.to_string() });
     attached.agent.call(detach, vec![]).await;
+    // What it has used is known with the answer.
+    let used = attached.agent.notices.iter().rev().find_map(|notice| match notice {
+        Reply::Traffic(used) if used.execution == attached.execution.to_string() => Some(used),
+        _ => None,
+    });
+    assert!(used.is_some_and(|used| used.to_guest_bytes > 0 && used.from_guest_bytes > 0), "{used:?}");
     eventually("the connections of a detached guest end", || async {
         (attached.namespace.established() == 0).then_some(())
     })

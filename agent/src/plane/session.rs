@@ -115,7 +115,7 @@ impl Session {
 
     /// Whether the process holds `execution`; `None` while it cannot be asked.
     pub fn holds(&self, execution: &str) -> Option<bool> {
-        self.inner.lock().as_ref().map(|link| link.held.contains_key(execution))
+        self.inner.holds(execution)
     }
 
     /// Every execution the process holds, or none while it is away.
@@ -194,6 +194,10 @@ impl Effect {
 impl Inner {
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Link>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn holds(&self, execution: &str) -> Option<bool> {
+        self.lock().as_ref().map(|link| link.held.contains_key(execution))
     }
 
     fn away_since(&self) -> std::sync::MutexGuard<'_, Instant> {
@@ -299,11 +303,19 @@ async fn receive(inner: &Inner, socket: &Socket) -> String {
 
 fn dispatch(inner: &Inner, message: FromDataplane) {
     match message.message {
-        Some(Answer::Traffic(traffic)) => inner.settings.traffic.record(
-            &traffic.execution,
-            inner.settings.role,
-            Counters { egress_bytes: traffic.from_guest_bytes, ingress_bytes: traffic.to_guest_bytes },
-        ),
+        Some(Answer::Traffic(traffic)) => {
+            // Of what it was never given, or has let go, nothing is kept: nobody would ever forget it.
+            if inner.holds(&traffic.execution) == Some(true) {
+                inner.settings.traffic.record(
+                    &traffic.execution,
+                    inner.settings.role,
+                    Counters {
+                        egress_bytes: traffic.from_guest_bytes,
+                        ingress_bytes: traffic.to_guest_bytes,
+                    },
+                );
+            }
+        }
         Some(_) if message.id == 0 => {
             let request = Request { role: inner.settings.role, message };
             // A process that asks faster than it is served asks again later.
@@ -322,5 +334,83 @@ fn dispatch(inner: &Inner, message: FromDataplane) {
             }
         }
         None => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use roost_proto::dataplane::{Ack, Detach, Held, Holding, Traffic as Used};
+
+    type Process = PacketSocket<FromDataplane, ToDataplane>;
+
+    async fn say(process: &Process, id: u64, message: Answer) {
+        process.send(&FromDataplane { id, message: Some(message) }, &[]).await.unwrap();
+    }
+
+    fn used(execution: &str, bytes: u64) -> Answer {
+        Answer::Traffic(Used {
+            execution: execution.to_owned(),
+            to_guest_bytes: bytes,
+            from_guest_bytes: 2 * bytes,
+        })
+    }
+
+    /// Holds `exe_a` until it is to let it go; tells what it used then and, wrongly, more afterwards.
+    async fn hold_and_let_go(mut listener: packet::PacketListener<FromDataplane, ToDataplane>) {
+        let process = listener.accept().await.unwrap();
+        while let Some((request, _)) = process.recv().await.unwrap() {
+            match request.message.unwrap() {
+                Ask::Hello(_) => {
+                    let held = Held { execution: "exe_a".into(), attach_generation: 1 };
+                    let holding =
+                        Holding { generation: GENERATION, role: "edge".into(), executions: vec![held] };
+                    say(&process, request.id, Answer::Holding(holding)).await;
+                }
+                Ask::Detach(_) => {
+                    say(&process, 0, used("exe_a", 70)).await;
+                    say(&process, 0, used("exe_stranger", 5)).await;
+                    say(&process, request.id, Answer::Ack(Ack {})).await;
+                }
+                // Whoever asks this has the answer to everything before it.
+                Ask::Configure(_) => {
+                    say(&process, 0, used("exe_a", 90)).await;
+                    say(&process, request.id, Answer::Ack(Ack {})).await;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_execution_used_is_known_when_it_was_let_go_and_nothing_of_others_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("edge.sock");
+        tokio::spawn(hold_and_let_go(packet::listen(&path, 0o600).unwrap()));
+        let (requests, _received) = mpsc::channel(1);
+        let (changed, mut changes) = watch::channel(0);
+        let traffic = Traffic::default();
+        let uid = nix::unistd::geteuid().as_raw();
+        let session = Session::start(Settings {
+            role: Role::Edge,
+            path,
+            uid,
+            host_id: "host".into(),
+            requests,
+            changed,
+            traffic: traffic.clone(),
+        });
+        while session.holds("exe_a") != Some(true) {
+            timeout(ANSWER_DEADLINE, changes.changed()).await.unwrap().unwrap();
+        }
+        assert_eq!(session.away_for(), None);
+        let detach = Ask::Detach(Detach { execution: "exe_a".into() });
+        session.tell(detach, &[], ANSWER_DEADLINE).await.unwrap();
+        let all = Counters { egress_bytes: 140, ingress_bytes: 70 };
+        assert_eq!(traffic.of("exe_a"), all);
+        traffic.forget("exe_a");
+        session.tell(Ask::Configure(Default::default()), &[], ANSWER_DEADLINE).await.unwrap();
+        assert_eq!(traffic.of("exe_a"), Counters::default(), "it was let go");
+        assert_eq!(traffic.of("exe_stranger"), Counters::default());
     }
 }

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 
 use roost_domain::id::ExecutionId;
-use roost_proto::dataplane::{Claim, Claimed, Configure, Personalise, Quiesce, Refused};
+use roost_proto::dataplane::{Claim, Claimed, Configure, Personalise, Quiesce, Refused, Traffic};
 
 use super::Attachment;
 
@@ -102,8 +102,8 @@ pub trait Handler: Send + Sync + 'static {
         descriptors: Vec<OwnedFd>,
     ) -> impl Future<Output = Result<(), Refusal>> + Send;
 
-    /// Lets an execution go and closes everything of it; repeatable.
-    fn detach(&self, execution: ExecutionId) -> impl Future<Output = ()> + Send;
+    /// Lets an execution go and closes everything of it; repeatable. Returns all that it has used, if it was there.
+    fn detach(&self, execution: ExecutionId) -> impl Future<Output = Option<Traffic>> + Send;
 
     /// Replaces the settings the agent owns.
     fn configure(&self, _settings: Configure) -> impl Future<Output = Result<(), Refusal>> + Send {

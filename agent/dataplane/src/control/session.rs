@@ -122,7 +122,7 @@ async fn serve_one<H: Handler>(
             holding(handler.as_ref())
         }
         Message::Attach(message) => acknowledge(attach(handler.as_ref(), message, descriptors).await),
-        Message::Detach(message) => acknowledge(detach(handler.as_ref(), message).await),
+        Message::Detach(message) => acknowledge(detach(handler.as_ref(), message, replies).await),
         Message::MoreSockets(message) => {
             acknowledge(more_sockets(handler.as_ref(), message, descriptors).await)
         }
@@ -151,8 +151,15 @@ async fn attach<H: Handler>(handler: &H, message: Attach, sockets: Vec<OwnedFd>)
     handler.attach(attachment, sockets).await
 }
 
-async fn detach<H: Handler>(handler: &H, message: Detach) -> Result<(), Refusal> {
-    handler.detach(parse_execution(&message.execution)?).await;
+async fn detach<H: Handler>(
+    handler: &H,
+    message: Detach,
+    replies: &mpsc::Sender<FromDataplane>,
+) -> Result<(), Refusal> {
+    // Before the answer: with that the agent takes the last reading.
+    if let Some(traffic) = handler.detach(parse_execution(&message.execution)?).await {
+        answer(replies, 0, Reply::Traffic(traffic)).await;
+    }
     Ok(())
 }
 

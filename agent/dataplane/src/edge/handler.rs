@@ -7,7 +7,7 @@ use std::sync::Arc;
 use roost_daemon::shutdown::Shutdown;
 use roost_daemon::telemetry::chain;
 use roost_domain::id::ExecutionId;
-use roost_proto::dataplane::{Claim, Claimed, Configure, Personalise, Quiesce};
+use roost_proto::dataplane::{Claim, Claimed, Configure, Personalise, Quiesce, Traffic};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
@@ -46,8 +46,8 @@ impl Handler for EdgeHandler {
         self.guests.attach(attachment, sockets)
     }
 
-    async fn detach(&self, execution: ExecutionId) {
-        self.guests.detach(execution);
+    async fn detach(&self, execution: ExecutionId) -> Option<Traffic> {
+        self.guests.detach(execution)
     }
 
     async fn more_sockets(&self, execution: ExecutionId, sockets: Vec<OwnedFd>) -> Result<(), Refusal> {

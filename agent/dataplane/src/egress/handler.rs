@@ -138,12 +138,11 @@ impl Handler for Egress {
         Ok(())
     }
 
-    async fn detach(&self, execution: ExecutionId) {
+    async fn detach(&self, execution: ExecutionId) -> Option<Traffic> {
         let _turn = self.changing.lock().await;
-        let held = self.lock().remove(&execution);
-        if let Some(held) = held {
-            self.stop(&held).await;
-        }
+        let held = self.lock().remove(&execution)?;
+        held.stop().await;
+        Some(traffic_of(&held))
     }
 
     async fn configure(&self, settings: Configure) -> Result<(), Refusal> {

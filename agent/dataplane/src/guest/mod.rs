@@ -117,16 +117,14 @@ impl Guests {
         Ok(())
     }
 
-    /// Lets an execution go: its connections end, its sockets close. Repeatable.
-    pub fn detach(&self, execution: ExecutionId) {
+    /// Lets an execution go: its connections end, its sockets close. Repeatable. All that it has used, if it was there.
+    pub fn detach(&self, execution: ExecutionId) -> Option<dataplane::Traffic> {
         let mut attached = self.write();
-        let Some(guest) = attached.by_execution.get(&execution).cloned() else {
-            return;
-        };
+        let guest = attached.by_execution.get(&execution).cloned()?;
         attached.remove(&guest.attachment.load());
         drop(attached);
         guest.dialler.pool.close();
-        self.offer_traffic(&guest);
+        Some(traffic_of(&guest))
     }
 
     pub fn add_sockets(&self, execution: ExecutionId, sockets: Vec<OwnedFd>) -> Result<(), Refusal> {
@@ -145,21 +143,12 @@ impl Guests {
                 let execution = guest.attachment.load().execution;
                 let counters = guest.traffic();
                 if told.get(&execution) != Some(&counters) && counters != (0, 0) {
-                    self.offer_traffic(&guest);
+                    self.notices.offer(from_dataplane::Message::Traffic(traffic_of(&guest)));
                 }
                 now.insert(execution, counters);
             }
             told = now;
         }
-    }
-
-    fn offer_traffic(&self, guest: &Guest) {
-        let (to_guest_bytes, from_guest_bytes) = guest.traffic();
-        self.notices.offer(from_dataplane::Message::Traffic(dataplane::Traffic {
-            execution: guest.attachment.load().execution.to_string(),
-            to_guest_bytes,
-            from_guest_bytes,
-        }));
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Attached> {
@@ -208,6 +197,12 @@ impl Guest {
         let traffic = &self.dialler.traffic;
         (traffic.to_guest.load(Ordering::Relaxed), traffic.from_guest.load(Ordering::Relaxed))
     }
+}
+
+fn traffic_of(guest: &Guest) -> dataplane::Traffic {
+    let (to_guest_bytes, from_guest_bytes) = guest.traffic();
+    let execution = guest.attachment.load().execution.to_string();
+    dataplane::Traffic { execution, to_guest_bytes, from_guest_bytes }
 }
 
 fn add_sockets(guest: &Guest, sockets: Vec<OwnedFd>) -> Result<(), Refusal> {
