@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use roost_daemon::packet::{self, PacketSocket};
 use roost_proto::dataplane::from_dataplane::Message as Answer;
 use roost_proto::dataplane::to_dataplane::Message as Ask;
-use roost_proto::dataplane::{FromDataplane, GENERATION, Hello, ToDataplane};
+use roost_proto::dataplane::{FromDataplane, GENERATION, Hello, ToDataplane, Traffic as Used};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -224,6 +224,15 @@ impl Inner {
         }
     }
 
+    /// Of what the process was never given, or has let go, nothing is kept: nobody would ever forget it.
+    fn count(&self, used: &Used) {
+        if self.holds(&used.execution) == Some(true) {
+            let Used { from_guest_bytes: egress_bytes, to_guest_bytes: ingress_bytes, .. } = *used;
+            let counters = Counters { egress_bytes, ingress_bytes };
+            self.settings.traffic.record(&used.execution, self.settings.role, counters);
+        }
+    }
+
     fn announce(&self) {
         self.settings.changed.send_modify(|count| *count += 1);
     }
@@ -303,19 +312,7 @@ async fn receive(inner: &Inner, socket: &Socket) -> String {
 
 fn dispatch(inner: &Inner, message: FromDataplane) {
     match message.message {
-        Some(Answer::Traffic(traffic)) => {
-            // Of what it was never given, or has let go, nothing is kept: nobody would ever forget it.
-            if inner.holds(&traffic.execution) == Some(true) {
-                inner.settings.traffic.record(
-                    &traffic.execution,
-                    inner.settings.role,
-                    Counters {
-                        egress_bytes: traffic.from_guest_bytes,
-                        ingress_bytes: traffic.to_guest_bytes,
-                    },
-                );
-            }
-        }
+        Some(Answer::Traffic(used)) => inner.count(&used),
         Some(_) if message.id == 0 => {
             let request = Request { role: inner.settings.role, message };
             // A process that asks faster than it is served asks again later.
@@ -340,7 +337,7 @@ fn dispatch(inner: &Inner, message: FromDataplane) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use roost_proto::dataplane::{Ack, Detach, Held, Holding, Traffic as Used};
+    use roost_proto::dataplane::{Ack, Detach, Held, Holding};
 
     type Process = PacketSocket<FromDataplane, ToDataplane>;
 
