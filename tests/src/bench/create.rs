@@ -8,6 +8,7 @@
 
 mod api;
 mod control;
+mod steps;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use crate::program;
 use crate::stack::Stack;
 use api::Api;
 use control::Control;
+use steps::Steps;
 
 /// The product's VM is emulated, on a machine that may be busy.
 const DEADLINE: Duration = Duration::from_secs(100);
@@ -60,8 +62,10 @@ pub(super) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> 
         control.take_turn(&mut bare)?;
     }
     control.remove()?;
+    let log = std::fs::read_to_string(stack.place().log("agent"))?;
     stack.finish()?;
     add(report, &product, &bare);
+    Steps::read(&log).add(report);
     add_agent(report, options.null)
 }
 
