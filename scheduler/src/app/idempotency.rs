@@ -3,12 +3,18 @@
 //! ```text
 //! claim ──won──▶ run ──final──▶ stored for 24 h
 //!   │             └──5xx, or worth another try──▶ given back, the next attempt runs again
-//!   └─lost──▶ same request: wait for the answer · another request: refused
+//!   └─lost──▶ same request: wait for the answer, or for the owner's end · another request: refused
 //! ```
 //! The work runs in a task of its own, so a client that goes away neither stops it nor leaves the key
 //! claimed. An answer can be lost after the effect was committed (this process dies, the store breaks off), so what is
 //! made under a key has an id that follows from the claim: an attempt that runs again finds what the one before made.
+//!
+//! A claim is a short lease that its owner renews while the work runs, so a repeat takes over seconds after the owner's
+//! process ended. Several schedulers compare the lease with their own clocks. One that is behind waits longer by as
+//! much; one that is ahead by more than [`OWNER_LIVES_US`] less [`RENEWAL`] takes over from an owner that lives. Then
+//! both do the work, which the id makes one effect, and the answer is the one that was stored first, for both.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use roost_domain::Ulid;
@@ -21,8 +27,11 @@ use crate::store::{self, Tx};
 
 pub const MAX_KEY_BYTES: usize = 255;
 const KEPT_US: i64 = 24 * 3600 * 1_000_000;
-/// How long an attempt may take before another one may run instead of it.
-const OWNER_LIVES_US: i64 = 180_000_000;
+/// How long an owner is believed to be alive that does not say so again.
+const OWNER_LIVES_US: i64 = 5_000_000;
+/// Several fit into the life of a claim, so that one lost or late write does not end it. A call that ends before the
+/// first one writes nothing for it.
+const RENEWAL: Duration = Duration::from_millis(1500);
 /// How long a repeat waits for the first one's answer.
 const JOIN_PATIENCE: Duration = Duration::from_secs(55);
 const JOIN_POLL: Duration = Duration::from_millis(20);
@@ -40,7 +49,7 @@ pub struct Answer {
 /// What became of a claim.
 #[derive(Debug)]
 pub enum Claim {
-    /// This caller does the work and then calls [`Ticket::finish`].
+    /// This caller does the work inside [`Ticket::hold`] and then calls [`Ticket::finish`].
     Won(Ticket),
     /// Somebody did it before.
     Answered(Answer),
@@ -91,11 +100,12 @@ pub async fn claim(app: &App, caller: &Caller, key: &str, request_sha256: Vec<u8
                 return Ok(Claim::Won(ticket));
             }
             Some(row) if row.request_sha256 != request_sha256 => return Err(Error::IdempotencyKeyReused),
-            Some(Idempotency { status: Some(status), body, .. }) => {
-                let status = u16::try_from(status).unwrap_or(500);
-                return Ok(Claim::Answered(Answer { status, body: body.unwrap_or_default() }));
+            Some(row) => {
+                if let Some(answer) = row.answer() {
+                    return Ok(Claim::Answered(answer));
+                }
             }
-            _ => {}
+            None => {}
         }
         wait_for_answer(app, &ticket, deadline).await?;
     }
@@ -168,17 +178,54 @@ impl Ticket {
         }
     }
 
-    /// Stores the answer, or gives the key back where the same request may do better later.
-    pub async fn finish(self, app: &App, answer: &Answer, is_final: bool) -> Result<(), Error> {
-        let answer = answer.clone();
-        let done = write(app, move |tx| {
-            let Ticket { tenant_id, key, owner, .. } = &self;
-            if is_final {
-                idempotency::complete(tx, tenant_id, key, owner, answer.status, &answer.body).map(|_| ())
-            } else {
-                idempotency::abandon(tx, tenant_id, key, owner)
+    /// Runs the work and keeps the key claimed for as long as it takes.
+    pub async fn hold<F: Future>(&self, app: &App, work: F) -> F::Output {
+        tokio::select! {
+            done = work => done,
+            never = self.renew_while_owned(app) => match never {},
+        }
+    }
+
+    /// Stops writing once the claim is lost: whoever has it now does the same work, and two renewing one would fight.
+    async fn renew_while_owned(&self, app: &App) -> Infallible {
+        loop {
+            tokio::time::sleep(RENEWAL).await;
+            let (ticket, until_us) = (self.clone(), app.now_us() + OWNER_LIVES_US);
+            let renewed = app.store.write(move |tx| {
+                idempotency::renew(tx, &ticket.tenant_id, &ticket.key, &ticket.owner, until_us)
+            });
+            match renewed.await {
+                Ok(true) => {}
+                Ok(false) => std::future::pending().await,
+                // The next one may come in time. If none does, another attempt finds what this one made.
+                Err(error) => {
+                    let error = roost_daemon::telemetry::chain(&error);
+                    tracing::warn!(error, "the claim of an idempotency key was not renewed");
+                }
             }
+        }
+    }
+
+    /// Stores the answer, or gives the key back where the same request may do better later. If another attempt took
+    /// over and has answered, that answer is everybody's and comes back.
+    pub async fn finish(self, app: &App, answer: &Answer, is_final: bool) -> Result<Option<Answer>, Error> {
+        let answer = answer.clone();
+        let other = write(app, move |tx| {
+            let Ticket { tenant_id, key, owner, .. } = &self;
+            let is_ours = if is_final {
+                idempotency::complete(tx, tenant_id, key, owner, answer.status, &answer.body)?
+            } else {
+                idempotency::abandon(tx, tenant_id, key, owner)?
+            };
+            if is_ours { Ok(None) } else { idempotency::find(tx, tenant_id, key) }
         });
-        Ok(done.await?)
+        Ok(other.await?.and_then(Idempotency::answer))
+    }
+}
+
+impl Idempotency {
+    fn answer(self) -> Option<Answer> {
+        let status = u16::try_from(self.status?).unwrap_or(500);
+        Some(Answer { status, body: self.body.unwrap_or_default() })
     }
 }

@@ -47,24 +47,20 @@ where
     let key = key.to_str().map_err(|_| Error::invalid("Idempotency-Key", "visible ASCII"))?;
     let fingerprint = idempotency::fingerprint(&caller, call.method, &call.target, &call.body);
     match idempotency::claim(&app, &caller, key, fingerprint).await? {
-        Claim::Answered(answer) => {
-            let mut response = response(answer);
-            response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
-            Ok(response)
-        }
+        Claim::Answered(answer) => Ok(replayed(answer)),
         Claim::Won(ticket) => {
             let work = work(ticket.effect());
             // A task of its own: the client may go away, the work and its answer may not.
             let task = tokio::spawn(request::within(request::current_id(), async move {
-                let done = work.await;
+                let done = ticket.hold(&app, work).await;
                 let is_final = done.as_ref().map_or_else(Failure::is_final, |_| true);
                 let (parts, body) = done.unwrap_or_else(IntoResponse::into_response).into_parts();
                 let body = to_bytes(body, MAX_ANSWER_BYTES)
                     .await
                     .map_err(|source| Error::internal("keep an answer for its repeats", source))?;
                 let answer = Answer { status: parts.status.as_u16(), body: body.to_vec() };
-                ticket.finish(&app, &answer, is_final).await?;
-                Ok::<_, Error>(Response::from_parts(parts, Body::from(body)))
+                let other = ticket.finish(&app, &answer, is_final).await?;
+                Ok::<_, Error>(other.map_or_else(|| Response::from_parts(parts, Body::from(body)), replayed))
             }));
             let done = task.await.map_err(|source| Error::internal("run an idempotent request", source))?;
             Ok(done?)
@@ -72,12 +68,14 @@ where
     }
 }
 
-/// What was answered before, once more.
-fn response(answer: Answer) -> Response {
+/// What was answered to another attempt, once more.
+fn replayed(answer: Answer) -> Response {
     let mut response = Response::new(Body::from(answer.body));
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    if response.status() != StatusCode::NO_CONTENT {
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let headers = response.headers_mut();
+    headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    if answer.status != StatusCode::NO_CONTENT.as_u16() {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
     response
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! (none) ──claim──→ running ──complete──→ done ──24 h──→ (none)
-//!                     └──abandon, or its owner's time is over──→ claimable again
+//!                    │  ↑└──abandon, or its owner's time is over──→ claimable again
+//!                    └──┴─ renew
 //! ```
 
 use roost_domain::sabotage::Defence;
@@ -47,6 +48,14 @@ pub fn find(tx: &mut Tx<'_>, tenant: &str, key: &str) -> Result<Option<Idempoten
     record::find(tx, "WHERE tenant_id = ?1 AND key = ?2", params![tenant, key])
 }
 
+/// Believes the owner alive until then; false if `owner` no longer owns the key, or has ended the attempt. One that was
+/// given back stays so: a renewal that is late must not claim it again for nobody.
+pub fn renew(tx: &mut Tx<'_>, tenant: &str, key: &str, owner: &str, until_us: i64) -> Result<bool, Error> {
+    let sql = "UPDATE idempotency SET owner_until_us = ?4
+        WHERE tenant_id = ?1 AND key = ?2 AND owner = ?3 AND status IS NULL AND owner_until_us > 0";
+    record::changed(tx, sql, params![tenant, key, owner, until_us])
+}
+
 /// Stores the answer; false if `owner` no longer owns the key.
 pub fn complete(
     tx: &mut Tx<'_>,
@@ -62,11 +71,11 @@ pub fn complete(
 }
 
 /// Gives the key back without an answer (429 and 5xx are never stored). The row stays: its beginning says which
-/// effect belongs to the key, and a failure does not tell whether that happened.
-pub fn abandon(tx: &mut Tx<'_>, tenant: &str, key: &str, owner: &str) -> Result<(), Error> {
+/// effect belongs to the key, and a failure does not tell whether that happened. False if `owner` no longer owns it.
+pub fn abandon(tx: &mut Tx<'_>, tenant: &str, key: &str, owner: &str) -> Result<bool, Error> {
     let sql = "UPDATE idempotency SET owner_until_us = 0
         WHERE tenant_id = ?1 AND key = ?2 AND owner = ?3 AND status IS NULL";
-    tx.execute(sql, params![tenant, key, owner]).map(|_| ())
+    record::changed(tx, sql, params![tenant, key, owner])
 }
 
 /// Removes what is over; returns how many.

@@ -14,6 +14,7 @@ mod fault;
 mod guest;
 mod host;
 mod idempotency;
+mod lease;
 mod previews;
 mod quota;
 mod race;

@@ -31,6 +31,7 @@ pub static DOCUMENT: LazyLock<Conformance> =
 const EVENT_STREAM: http::HeaderValue = http::HeaderValue::from_static("text/event-stream");
 
 /// Everything a test may look at.
+#[derive(Clone)]
 pub struct World {
     pub app: Arc<App>,
     pub router: Router,
@@ -39,7 +40,7 @@ pub struct World {
     pub key: String,
     pub tenant: String,
     pub clock: Arc<dyn Clock>,
-    pub directory: tempfile::TempDir,
+    pub directory: Arc<tempfile::TempDir>,
 }
 
 /// What came back.
@@ -104,6 +105,7 @@ impl World {
         let (app, pki) = wire(store.clone(), path, clock.clone());
         let host = Host::start(&store, &pki, path.join("guests"), clock.clone(), memory_mib).await;
         let (tenant, key) = add_tenant(&app, "one").await;
+        let directory = Arc::new(directory);
         World { router: router(app.clone()), app, host, key, tenant, clock, directory }
     }
 
@@ -112,6 +114,13 @@ impl World {
         let (app, _) = wire(store, self.directory.path(), self.clock.clone());
         self.router = router(app.clone());
         self.app = app;
+    }
+
+    /// A further scheduler with the same files, the same host and this store.
+    pub fn beside(&self, store: Store) -> World {
+        let mut further = self.clone();
+        further.restart(store);
+        further
     }
 
     /// From now on everything is asked with the admin key of a new tenant.

@@ -283,11 +283,21 @@ fn one_idempotency_key_has_one_owner() {
         assert_eq!(owners, 1);
         assert!(!claim(30, b"other", NOW_US + 200).await.unwrap(), "another request never takes over");
         assert!(claim(31, b"same", NOW_US + 200).await.unwrap(), "the owner's time was over");
+        let renewed = |owner: &'static str, until_us: i64| {
+            store.write(move |tx| idempotency::renew(tx, "ten_a", "k", owner, until_us))
+        };
+        assert!(!renewed("o1", NOW_US + 900).await.unwrap(), "only its owner renews");
+        assert!(renewed("o31", NOW_US + 400).await.unwrap());
+        assert!(!claim(34, b"same", NOW_US + 350).await.unwrap(), "the owner said that it lives");
+        assert!(store.write(|tx| idempotency::abandon(tx, "ten_a", "k", "o31")).await.unwrap());
+        assert!(!renewed("o31", NOW_US + 900).await.unwrap(), "what was given back stays so");
+        assert!(claim(31, b"same", NOW_US + 360).await.unwrap());
         let done = |owner: &'static str| {
             store.write(move |tx| idempotency::complete(tx, "ten_a", "k", owner, 201, b"{}"))
         };
         assert!(!done("o1").await.unwrap());
         assert!(done("o31").await.unwrap());
+        assert!(!renewed("o31", NOW_US + 900).await.unwrap(), "an answer needs no owner");
         assert!(!claim(32, b"same", NOW_US + 900).await.unwrap());
         let row = store.read(|tx| idempotency::find(tx, "ten_a", "k")).await.unwrap().unwrap();
         assert_eq!((row.status, row.body), (Some(201), Some(b"{}".to_vec())));

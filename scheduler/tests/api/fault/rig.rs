@@ -23,7 +23,7 @@ use crate::world::World;
 /// A client gives up after so many calls; one fault costs at most two.
 const CALLS_MAX: usize = 4;
 /// After it a key whose owner died may be taken over.
-const RESTART_US: i64 = 200_000_000;
+const RESTART_US: i64 = 5_000_000;
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Rig {
