@@ -6,6 +6,7 @@
 //! A snapshot appears under its name only when all of it is on disk. Its key says what it can be restored into;
 //! the file formats are `ram.rs` and the VMM's own. Disks are not part of it. Blocks.
 
+mod hashing;
 mod key;
 pub mod ram;
 

@@ -6,14 +6,12 @@
 //! end:    offset u64 = ALL ONES · length u32 = 0
 //! ```
 //! Numbers are little-endian. Pages that are not in the file are zero. The SHA-256 of the whole is kept by the
-//! manifest; it is computed while writing and checked while reading, so neither reads twice.
+//! manifest; it is computed beside writing and reading, so neither reads twice.
 
-use std::fmt;
-use std::io::{self, BufWriter, Read, Write};
-
-use sha2::{Digest as _, Sha256};
+use std::io::{self, Read, Write};
 
 use super::Contents;
+use super::hashing::{Batch, Hashing};
 use crate::host::memory::{self, GuestMemory, PAGE_BYTES, Range};
 
 const MAGIC: [u8; 8] = *b"ROOSTRAM";
@@ -80,28 +78,43 @@ impl Target for GuestMemory {
     }
 }
 
-/// Counts and hashes what passes.
+/// A file that is counted and hashed as it passes.
+#[derive(Debug)]
 struct Tally<F> {
     file: F,
-    hash: Sha256,
+    batch: Batch,
+    hashing: Hashing,
     bytes: u64,
 }
 
 impl<F> Tally<F> {
-    fn new(file: F) -> Self {
-        Self { file, hash: Sha256::new(), bytes: 0 }
+    fn new(file: F) -> Result<Self, Error> {
+        let (hashing, batch) = Hashing::start(CHUNK_HEAD_BYTES + CHUNK_BYTES).map_err(Error::File)?;
+        Ok(Self { file, batch, hashing, bytes: 0 })
     }
 
-    fn finish(self) -> Contents {
-        Contents { sha256: hex::encode(self.hash.finalize()), bytes: self.bytes }
+    /// Hands over what is in the batch, so that there is room for a chunk.
+    fn turn(&mut self) -> Result<(), Error> {
+        let full = std::mem::take(&mut self.batch);
+        self.batch = self.hashing.exchange(full).map_err(Error::File)?;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Contents, Error> {
+        let sha256 = self.hashing.finish(self.batch).map_err(Error::File)?;
+        Ok(Contents { sha256, bytes: self.bytes })
     }
 }
 
 impl<F: Write> Tally<F> {
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.hash.update(bytes);
+        if self.batch.room() < bytes.len() {
+            self.write_out()?;
+            self.turn()?;
+        }
+        self.batch.extend(bytes.len()).copy_from_slice(bytes);
         self.bytes += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(Error::File)
+        Ok(())
     }
 
     fn put_chunk(&mut self, offset: u64, contents: &[u8]) -> Result<(), Error> {
@@ -111,20 +124,27 @@ impl<F: Write> Tally<F> {
         self.put(&head)?;
         self.put(contents)
     }
-}
 
-impl<F: Read> Tally<F> {
-    fn take(&mut self, buffer: &mut [u8]) -> Result<(), Error> {
-        self.file.read_exact(buffer).map_err(Error::File)?;
-        self.hash.update(&*buffer);
-        self.bytes += buffer.len() as u64;
-        Ok(())
+    fn write_out(&mut self) -> Result<(), Error> {
+        self.file.write_all(self.batch.filled()).map_err(Error::File)
     }
 }
 
+impl<F: Read> Tally<F> {
+    /// The next `length` bytes, at most those of a chunk.
+    fn take(&mut self, length: usize) -> Result<&[u8], Error> {
+        if self.batch.room() < length {
+            self.turn()?;
+        }
+        let place = self.batch.extend(length);
+        self.file.read_exact(place).map_err(Error::File)?;
+        self.bytes += length as u64;
+        Ok(place)
+    }
+}
 /// Writes all pages of `source` that are not zero.
 pub fn write(source: &impl Source, file: impl Write) -> Result<Contents, Error> {
-    let mut tally = Tally::new(BufWriter::with_capacity(CHUNK_BYTES, file));
+    let mut tally = Tally::new(file)?;
     let mut head = [0u8; HEAD_BYTES];
     head[..8].copy_from_slice(&MAGIC);
     head[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -145,8 +165,9 @@ pub fn write(source: &impl Source, file: impl Write) -> Result<Contents, Error> 
         }
     }
     tally.put_chunk(END, &[])?;
+    tally.write_out()?;
     tally.file.flush().map_err(Error::File)?;
-    Ok(tally.finish())
+    tally.finish()
 }
 
 /// The parts of `piece` between pages of zeroes.
@@ -170,9 +191,8 @@ fn runs_of_data(piece: &[u8]) -> Vec<(usize, usize)> {
 
 /// Puts the memory in `file` into `target` and returns what the file was, for comparison with its manifest.
 pub fn read(file: impl Read, target: &impl Target) -> Result<Contents, Error> {
-    let mut tally = Tally::new(file);
-    let mut head = [0u8; HEAD_BYTES];
-    tally.take(&mut head)?;
+    let mut tally = Tally::new(file)?;
+    let head = tally.take(HEAD_BYTES)?;
     if head[..8] != MAGIC {
         return Err(Error::Magic);
     }
@@ -184,12 +204,10 @@ pub fn read(file: impl Read, target: &impl Target) -> Result<Contents, Error> {
     if found != target.bytes() {
         return Err(Error::Size { found, wanted: target.bytes() });
     }
-    let mut buffer = vec![0u8; CHUNK_BYTES];
     let mut reached = 0;
     loop {
-        let mut head = [0u8; CHUNK_HEAD_BYTES];
-        tally.take(&mut head)?;
-        let (offset, length) = (number::<8>(&head), number::<4>(&head[8..]));
+        let head = tally.take(CHUNK_HEAD_BYTES)?;
+        let (offset, length) = (number::<8>(head), number::<4>(&head[8..]));
         if offset == END && length == 0 {
             break;
         }
@@ -198,14 +216,12 @@ pub fn read(file: impl Read, target: &impl Target) -> Result<Contents, Error> {
         let (true, true, Some(end)) = (whole && length <= CHUNK_BYTES as u64, offset >= reached, ends) else {
             return Err(Error::Chunk);
         };
-        let piece = &mut buffer[..length as usize];
-        tally.take(piece)?;
-        target.write(offset, piece).map_err(Error::Memory)?;
+        target.write(offset, tally.take(length as usize)?).map_err(Error::Memory)?;
         reached = end;
     }
     let mut more = [0u8; 1];
     match tally.file.read(&mut more).map_err(Error::File)? {
-        0 => Ok(tally.finish()),
+        0 => tally.finish(),
         _ => Err(Error::Trailing),
     }
 }
@@ -215,10 +231,4 @@ fn number<const N: usize>(bytes: &[u8]) -> u64 {
     let mut whole = [0u8; 8];
     whole[..N].copy_from_slice(&bytes[..N]);
     u64::from_le_bytes(whole)
-}
-
-impl<F> fmt::Debug for Tally<F> {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Tally").field("bytes", &self.bytes).finish_non_exhaustive()
-    }
 }

@@ -108,6 +108,22 @@ proptest! {
     }
 }
 
+/// More than all batches of the hashing thread take.
+#[test]
+fn much_memory_is_hashed_as_the_file_it_is() {
+    let pages = 5 * ram::CHUNK_BYTES / PAGE_BYTES as usize + 3;
+    let written: Vec<_> = (0..pages).map(|page| (page, 1 + (page % 250) as u8)).collect();
+    let memory = Plain::with_pages(pages, &written);
+    let mut file = Vec::new();
+    let saved = ram::write(&memory, &mut file).expect("written");
+    assert_eq!(saved.sha256, hex::encode(Sha256::digest(&file)));
+    let restored = Plain::zeroes(pages);
+    assert_eq!(ram::read(&file[..], &restored).expect("read"), saved);
+    assert!(memory.0 == restored.0, "memory differs");
+    let cut = &file[..file.len() - ram::CHUNK_BYTES / 2];
+    assert!(matches!(ram::read(cut, &Plain::zeroes(pages)), Err(ram::Error::File(_))));
+}
+
 #[test]
 fn a_snapshot_comes_back_whole() {
     let dir = tempfile::tempdir().expect("a directory");
