@@ -81,9 +81,19 @@ impl Client {
     }
 
     pub(super) async fn usage(&mut self, id: String) -> anyhow::Result<Vec<local::UsageRow>> {
-        match self.ask(Ask::Usage(local::Usage { id })).await? {
-            (Answer::Usage(usage), _) => Ok(usage.rows),
-            _ => bail!("the agent answered something else: is it of another version?"),
+        let mut all: Vec<local::UsageRow> = Vec::new();
+        loop {
+            let after = all.last().map(|row| row.sandbox.clone()).unwrap_or_default();
+            match self.ask(Ask::Usage(local::Usage { id: id.clone(), after })).await? {
+                (Answer::Usage(page), _) => {
+                    let more = page.more && !page.rows.is_empty();
+                    all.extend(page.rows);
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                _ => bail!("the agent answered something else: is it of another version?"),
+            }
         }
     }
 

@@ -29,6 +29,8 @@ use crate::store::{self, Store};
 /// Operators' connections at one time.
 const CONNECTIONS_MAX: usize = 64;
 const PAGE_ROWS: usize = 100;
+/// Rows of numbers, the longest of which is 150 bytes.
+const USAGE_PAGE_ROWS: usize = 400;
 /// Of a page of rows; the rest of a packet is its frame.
 const PAGE_MAX_BYTES: usize = packet::MESSAGE_MAX_BYTES - 1024;
 
@@ -156,8 +158,11 @@ async fn answer(wish: Wish, context: &Context) -> Result<(Answer, Vec<OwnedFd>),
                 "" => None,
                 id => Some(find(id, context).await?.id),
             };
-            let rows = context.store.write(move |tx| store::usage::sum_by_sandbox(tx, id)).await?;
-            plain(Answer::Usage(local::UsageRows { rows }))
+            let rows = context.store.write(move |tx| {
+                // One more than asked for tells whether there are more.
+                store::usage::sum_by_sandbox(tx, id, &usage.after, USAGE_PAGE_ROWS + 1)
+            });
+            plain(Answer::Usage(usage_page(rows.await?)))
         }
         Wish::Doctor(_) => {
             let findings = crate::doctor::examine(&context.config, Some(&context.plane)).await;
@@ -170,6 +175,13 @@ async fn answer(wish: Wish, context: &Context) -> Result<(Answer, Vec<OwnedFd>),
             plain(Answer::Console(bytes))
         }
     }
+}
+
+/// Of one row more than a page has, if there is one.
+fn usage_page(mut rows: Vec<local::UsageRow>) -> local::UsageRows {
+    let more = rows.len() > USAGE_PAGE_ROWS;
+    rows.truncate(USAGE_PAGE_ROWS);
+    local::UsageRows { rows, more }
 }
 
 /// As many rows as one packet takes: their reasons are as long as the errors they tell of.
@@ -359,5 +371,27 @@ mod tests {
         agent.send(&Reply { reply: Some(page) }, &[]).await.unwrap();
         assert!(operator.recv().await.unwrap().is_some());
         assert_eq!(fill_page([row()].into_iter()).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_page_of_the_largest_usage_fits_into_a_packet() {
+        let row = local::UsageRow {
+            sandbox: roost_daemon::ids::fresh::<SandboxId>().to_string(),
+            wall_us: u64::MAX,
+            vcpu_alloc_us: u64::MAX,
+            cpu_used_us: u64::MAX,
+            mem_alloc_mib_us: u64::MAX,
+            mem_used_mib_us: u64::MAX,
+            disk_mib_us: u64::MAX,
+            net_egress_bytes: u64::MAX,
+            net_ingress_bytes: u64::MAX,
+            snapshot_mib_us: u64::MAX,
+        };
+        assert!(!usage_page(vec![row.clone(); USAGE_PAGE_ROWS]).more);
+        let page = usage_page(vec![row; USAGE_PAGE_ROWS + 1]);
+        assert!(page.more && page.rows.len() == USAGE_PAGE_ROWS);
+        let (agent, operator) = PacketSocket::<Reply, Request>::pair().unwrap();
+        agent.send(&Reply { reply: Some(Answer::Usage(page)) }, &[]).await.unwrap();
+        assert!(operator.recv().await.unwrap().is_some());
     }
 }

@@ -153,14 +153,21 @@ fn to_wire(sandbox: SandboxId, execution: ExecutionId, delta: &Delta) -> UsageDe
     }
 }
 
-/// What each sandbox (or the one) has used, up to its last reading.
-pub fn sum_by_sandbox(tx: &Transaction<'_>, only: Option<SandboxId>) -> Result<Vec<UsageRow>, Error> {
+/// What each sandbox (or the one) has used, up to its last reading: by id, those after `after`, `at_most` of them.
+pub fn sum_by_sandbox(
+    tx: &Transaction<'_>,
+    only: Option<SandboxId>,
+    after: &str,
+    at_most: usize,
+) -> Result<Vec<UsageRow>, Error> {
     let mut statement = tx.prepare_cached(
         "SELECT sandbox, sum(wall_us), sum(vcpu_alloc_us), sum(cpu_used_us), sum(mem_alloc_mib_us),
            sum(mem_used_mib_us), sum(disk_mib_us), sum(net_egress_bytes), sum(net_ingress_bytes), sum(snapshot_mib_us)
-         FROM usage_delta WHERE ?1 IS NULL OR sandbox = ?1 GROUP BY sandbox ORDER BY sandbox",
+         FROM usage_delta WHERE (?1 IS NULL OR sandbox = ?1) AND sandbox > ?2
+         GROUP BY sandbox ORDER BY sandbox LIMIT ?3",
     )?;
-    let rows = statement.query_map([only.map(|id| id.to_string())], |row| {
+    let params = (only.map(|id| id.to_string()), after, at_most as i64);
+    let rows = statement.query_map(params, |row| {
         let sum = |index: usize| row.get::<_, i64>(index).map(|value| value as u64);
         Ok(UsageRow {
             sandbox: row.get(0)?,
@@ -176,4 +183,41 @@ pub fn sum_by_sandbox(tx: &Transaction<'_>, only: Option<SandboxId>) -> Result<V
         })
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use roost_domain::usage::Amounts;
+
+    #[tokio::test]
+    async fn sums_come_page_by_page_without_gap_or_repeat() {
+        let store = super::super::Store::in_memory();
+        let ids: Vec<SandboxId> = (1..=5).map(|id| SandboxId::from_ulid(roost_domain::Ulid(id))).collect();
+        let made = ids.clone();
+        let insert = store.write(move |tx| {
+            for (sandbox, seq) in made.iter().flat_map(|sandbox| [(sandbox, 1), (sandbox, 2)]) {
+                let execution = ExecutionId::from_ulid(sandbox.ulid());
+                let amounts = Amounts { wall_us: 10 * seq, ..Amounts::default() };
+                let delta = Delta { seq, from_us: 0, to_us: 1, amounts };
+                insert_delta(tx, *sandbox, execution, &delta)?;
+            }
+            Ok(())
+        });
+        insert.await.unwrap();
+        let mut seen: Vec<UsageRow> = Vec::new();
+        loop {
+            let after = seen.last().map(|row| row.sandbox.clone()).unwrap_or_default();
+            let page = store.write(move |tx| sum_by_sandbox(tx, None, &after, 2)).await.unwrap();
+            if page.is_empty() {
+                break;
+            }
+            seen.extend(page);
+        }
+        let sandboxes: Vec<_> = seen.iter().map(|row| row.sandbox.clone()).collect();
+        assert_eq!(sandboxes, ids.iter().map(SandboxId::to_string).collect::<Vec<_>>());
+        assert!(seen.iter().all(|row| row.wall_us == 30));
+        let only = store.write(move |tx| sum_by_sandbox(tx, Some(ids[3]), "", 9)).await.unwrap();
+        assert_eq!(only.len(), 1);
+    }
 }

@@ -349,7 +349,7 @@ async fn what_ran_is_metered_whoever_dies_at_its_end() {
         let effects = rig.world.with(|host| host.effects.clone());
         assert_eq!(effects.iter().filter(|effect| **effect == "kill_vmm").count(), 1, "{effects:?}");
         assert!(rig.world.with(|host| host.fault.is_none() && host.ends.is_empty()), "the cut was elsewhere");
-        let used = rig.store.write(|tx| store::usage::sum_by_sandbox(tx, None)).await.unwrap();
+        let used = rig.store.write(|tx| store::usage::sum_by_sandbox(tx, None, "", 9)).await.unwrap();
         assert!((5_000_000..5_100_000).contains(&used[0].wall_us), "{run:?}: {} µs", used[0].wall_us);
     }
 }
@@ -364,6 +364,6 @@ async fn a_local_sandbox_is_never_reported() {
         rig.world.with(|host| host.now_us += 5_000_000);
     }
     assert_eq!(rig.store.write(store::outbox::count).await.unwrap(), 0);
-    let used = rig.store.write(|tx| store::usage::sum_by_sandbox(tx, None)).await.unwrap();
+    let used = rig.store.write(|tx| store::usage::sum_by_sandbox(tx, None, "", 9)).await.unwrap();
     assert!(used[0].wall_us > 0, "the operator still sees what it used");
 }
