@@ -1,22 +1,61 @@
-//! Reads the counters of running executions at least once a minute.
+//! Reads the counters of running executions at least once a minute, and keeps the books short.
 //!
-//! Owns when a reading is taken; what it is worth (deltas, splitting) is in the domain and committed by `store`. A
+//! Owns when a reading is taken and how long its details are kept; what it is worth (deltas, splitting) is in the domain and committed by `store`. A
 //! reading also ends every state (`sandbox::step`), so nothing depends on this being punctual.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::sandbox::live::Live;
 use crate::sandbox::record::Phase;
 use crate::sandbox::world::World;
 use crate::sandbox::{Manager, step};
-use crate::store::Store;
+use crate::store::{self, Store, retention};
 
 /// A delta is never longer than a minute; reading a little more often keeps it so on a busy host.
 const READ_EVERY: Duration = Duration::from_secs(50);
+
+/// Then the deltas of an execution become one: on the host they are only ever added up.
+const DETAILS_US: i64 = 24 * 3600 * 1_000_000;
+/// Then a destroyed sandbox is forgotten. Until then a scheduler that was restored from a backup learns that it is gone.
+const DESTROYED_US: i64 = 90 * DETAILS_US;
+const TIDY_EVERY: Duration = Duration::from_secs(3600);
+
+/// Tidies until the task is dropped.
+pub async fn keep_short(store: Store) {
+    let mut ticks = interval(TIDY_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match tidy(&store, roost_daemon::clock::now_us()).await {
+            Ok((0, 0)) => {}
+            Ok((rows, sandboxes)) => {
+                info!(rows, sandboxes, "old usage folded, old destroyed sandboxes forgotten")
+            }
+            Err(error) => warn!(error = %roost_daemon::telemetry::chain(&error), "the books stay long"),
+        }
+    }
+}
+
+/// How many rows of usage were folded and sandboxes forgotten; in many short transactions, since others wait for each.
+async fn tidy(store: &Store, now_us: i64) -> Result<(usize, usize), store::Error> {
+    let (mut rows, mut sandboxes) = (0, 0);
+    loop {
+        let forgotten =
+            store.write(move |tx| retention::forget_destroyed(tx, now_us - DESTROYED_US)).await?.len();
+        sandboxes += forgotten;
+        if forgotten < retention::FORGOTTEN_AT_ONCE {
+            break;
+        }
+    }
+    for sandbox in store.write(retention::list_metered).await? {
+        rows += store.write(move |tx| retention::fold_usage(tx, &sandbox, now_us - DETAILS_US)).await?;
+    }
+    Ok((rows, sandboxes))
+}
 
 /// Reads until the task is dropped.
 pub async fn run(world: Arc<Live>, manager: Manager, store: Store) {

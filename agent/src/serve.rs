@@ -72,6 +72,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     until(&shutdown, live.clone().serve_requests(requests));
     until(&shutdown, live.clone().keep_configured());
     until(&shutdown, meter::run(live.clone(), manager.clone(), store.clone()));
+    until(&shutdown, meter::keep_short(store.clone()));
     until(&shutdown, metrics.keep_current(manager.clone(), store.clone()));
 
     until(&shutdown, watch_room(room, manager.clone(), disk_ready));

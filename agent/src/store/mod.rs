@@ -5,6 +5,7 @@
 
 pub mod execution;
 pub mod outbox;
+pub mod retention;
 pub mod sandbox;
 pub mod usage;
 

@@ -92,3 +92,6 @@ CREATE TABLE outbox (
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
   body BLOB NOT NULL
 ) STRICT;
+-- version 2
+CREATE INDEX execution_sandbox ON execution (sandbox);
+CREATE INDEX sandbox_destroyed ON sandbox (changed_us) WHERE state = 'destroyed';
