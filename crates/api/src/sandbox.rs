@@ -41,7 +41,9 @@ pub struct Sandbox {
     /// The part of preview host names; unique in the workspace and under the preview domain.
     pub slug: String,
     pub state: State,
-    /// Why the state is what it is, when that is not obvious.
+    /// Why the state is what it is, when that is not obvious. `guest_exited`, `vmm_crashed` and `host_restarted`: what
+    /// ended it. `memory_snapshot_incompatible`: it was paused and had to start from its disk. `guest_not_flushed`: what it
+    /// had not written to its disk before the stop is lost. Anything else is a sentence for people.
     pub state_reason: Option<String>,
     pub ready: bool,
     pub template_id: String,
