@@ -1,7 +1,9 @@
 //! Events as they happen: of one sandbox, or of everything the caller sees.
 //!
-//! An event's time is taken before its transaction commits, so one that commits late may carry an earlier time
-//! than one already sent: every look goes back a little and leaves out what was sent.
+//! An event's time is taken before its transaction commits, and from the clock of the scheduler that commits it, so
+//! one that comes late may carry an earlier time than one already sent: every look goes back a little and leaves out what
+//! was sent. Events of one sandbox have times in their order; only among those of a tenant can one that comes late be
+//! missed by a reader that comes back in between.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +17,7 @@ use super::{App, Caller, Error, Scope, sandbox};
 use crate::store::event as table;
 
 const BATCH: u32 = 500;
-/// How long a transaction may be on its way.
+/// How long a transaction may be on its way, and how far a scheduler's clock may be behind.
 const LOOK_BACK_US: i64 = 10_000_000;
 /// How long a change that was announced nowhere may go unseen.
 const POLL: Duration = Duration::from_secs(1);
@@ -78,8 +80,16 @@ impl Reader {
             Some(id) => app.store.read(move |tx| table::find(tx, &tenant_id, &id)).await?,
             None => None,
         };
-        let from = found.map_or_else(|| (app.now_us(), String::new()), |row| (row.created_us, row.id));
-        Ok(Reader { latest_us: from.0, from, sent: BTreeMap::new() })
+        if let Some(row) = found {
+            let (latest_us, from) = (row.created_us, (row.created_us, row.id));
+            return Ok(Reader { from, latest_us, sent: BTreeMap::new() });
+        }
+        let now_us = app.now_us();
+        let from = (now_us - LOOK_BACK_US, String::new());
+        let mut reader = Reader { from, latest_us: now_us, sent: BTreeMap::new() };
+        // What is there was before; what is yet to come may carry a time before now all the same.
+        while !reader.next(app, caller, None).await?.is_empty() {}
+        Ok(reader)
     }
 
     /// What was not sent yet, oldest first.

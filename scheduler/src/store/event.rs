@@ -15,8 +15,16 @@ record! {
     }
 }
 
+/// Inserts the event, later than every one its sandbox has: schedulers' clocks differ, and what follows from something
+/// must not be listed before it, nor before the place from which a reader goes on.
 pub fn insert(tx: &mut Tx<'_>, event: &Event) -> Result<(), Error> {
-    record::insert(tx, event)
+    let sql = "SELECT created_us FROM event WHERE sandbox_id = ?1 ORDER BY created_us DESC LIMIT 1";
+    let latest = match &event.sandbox_id {
+        Some(id) => tx.find_one(sql, params![id])?.map(|row| row.int("created_us")).transpose()?,
+        None => None,
+    };
+    let created_us = latest.map_or(event.created_us, |latest| event.created_us.max(latest + 1));
+    record::insert(tx, &Event { created_us, ..event.clone() })
 }
 
 /// Events after `after` (its time and id), oldest first.
