@@ -46,6 +46,8 @@ pub struct Host {
     /// What goes wrong with calls to this host.
     pub plan: Plan,
     pub agent: Keyed,
+    pub edge: Keyed,
+    pub egress: Keyed,
     /// What it trusts of the fleet.
     pub roots_pem: String,
     clock: Arc<dyn Clock>,
@@ -79,6 +81,8 @@ impl Host {
             guest: Guest::new(root, plan.clone()),
             plan,
             agent: agent_keyed.clone(),
+            edge: edge_keyed.clone(),
+            egress: keyed(pki, &id, Role::Egress, now_us),
             roots_pem: pki.fleet_roots_pem().to_owned(),
             clock,
         };

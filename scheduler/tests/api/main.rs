@@ -15,6 +15,7 @@ mod guest;
 mod host;
 mod idempotency;
 mod lease;
+mod pair;
 mod previews;
 mod quota;
 mod race;
