@@ -1,5 +1,6 @@
 //! VMs outlive the processes that look after them.
 
+use nix::sys::signal::Signal;
 use roost_tests::stack::Stack;
 
 #[test]
@@ -38,5 +39,13 @@ fn vm_survives_the_data_plane_being_killed() {
             (&true.into(), &true.into())
         );
     }
+    // Not synced: the guest has it in its page cache only, and is reached through edge only.
+    agent.shell_text(&id, "echo written > /home/user/file").unwrap();
+    stack.process("edge").unwrap().kill(Signal::SIGKILL).unwrap();
+    agent.call(&["stop", &id], b"").unwrap().success("stop").unwrap();
+    let stopped = agent.inspect(&id).unwrap();
+    assert_eq!((&stopped["state"], &stopped["state_reason"]), (&"stopped".into(), &"".into()), "{stopped}");
+    agent.resume(&id).unwrap();
+    assert_eq!(agent.shell_text(&id, "cat /home/user/file").unwrap(), "written");
     stack.finish().unwrap();
 }
