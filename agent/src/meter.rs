@@ -1,7 +1,8 @@
 //! Reads the counters of running executions at least once a minute, and keeps the books short.
 //!
-//! Owns when a reading is taken and how long its details are kept; what it is worth (deltas, splitting) is in the domain and committed by `store`. A
-//! reading also ends every state (`sandbox::step`), so nothing depends on this being punctual.
+//! Owns when a reading is taken and how long its details are kept; what it is worth (deltas, splitting) is in the
+//! domain and committed by `store`. A reading also ends every state (`sandbox::step`), so nothing depends on this being
+//! punctual.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ const READ_EVERY: Duration = Duration::from_secs(50);
 
 /// Then the deltas of an execution become one: on the host they are only ever added up.
 const DETAILS_US: i64 = 24 * 3600 * 1_000_000;
-/// Then a destroyed sandbox is forgotten. Until then a scheduler that was restored from a backup learns that it is gone.
+/// Then a destroyed sandbox is forgotten. Until then a scheduler restored from a backup learns that it is gone.
 const DESTROYED_US: i64 = 90 * DETAILS_US;
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
 

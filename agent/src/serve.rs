@@ -36,12 +36,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals()?;
-    // Disks, memory snapshots and keys are below the state directory; sockets with rights of their own below the other.
-    for (dir, mode) in [(&config.state_dir, 0o700), (&config.run_dir, 0o755)] {
-        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-        std::fs::set_permissions(dir, Permissions::from_mode(mode))
-            .with_context(|| format!("setting the mode of {}", dir.display()))?;
-    }
+    make_directories(&config)?;
     // Every check exists before the first question: without one a daemon would be ready.
     let health = Health::new();
     let (dataplane_ready, operators_ready) = (health.check("dataplane"), health.check("operators"));
@@ -103,6 +98,16 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     }
     leftover.tidy();
     info!("agent is down; sandboxes and data plane go on");
+    Ok(())
+}
+
+/// Disks, memory snapshots and keys are below the state directory; sockets with rights of their own below the other.
+fn make_directories(config: &Config) -> anyhow::Result<()> {
+    for (dir, mode) in [(&config.state_dir, 0o700), (&config.run_dir, 0o755)] {
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        std::fs::set_permissions(dir, Permissions::from_mode(mode))
+            .with_context(|| format!("setting the mode of {}", dir.display()))?;
+    }
     Ok(())
 }
 
