@@ -89,6 +89,8 @@ impl Reader {
         let mut reader = Reader { from, latest_us: now_us, sent: BTreeMap::new() };
         // What is there was before; what is yet to come may carry a time before now all the same.
         while !reader.next(app, caller, None).await?.is_empty() {}
+        // Nor is what came while this looked left out.
+        reader.sent.retain(|_, created_us| *created_us <= now_us);
         Ok(reader)
     }
 
