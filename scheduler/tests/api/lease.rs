@@ -155,10 +155,10 @@ fn an_owner_that_lost_its_lease_is_answered_what_was_stored() {
 async fn lose(rig: Rig) {
     let first = create(&rig.world);
     rig.until_effect().await;
+    let lost = rig.claimed().await.unwrap().owner;
     let ended = rig.store.write(|tx| tx.execute("UPDATE idempotency SET owner_until_us = 0", params![]));
     ended.await.unwrap();
     let second = create(&rig.world.beside(rig.store.clone()));
-    let lost = rig.claimed().await.unwrap().owner;
     rig.until("another owner", |row| row.owner != lost).await;
     // The other one answers first, and not what the first would have said.
     let id = rig.ids().await.remove(0);
