@@ -10,6 +10,8 @@ mod operator;
 mod pace;
 mod reports;
 mod rows;
+mod sealing;
 mod store;
+mod transactions;
 mod vault;
 mod world;
