@@ -1,9 +1,9 @@
 //! Events as they happen: of one sandbox, or of everything the caller sees.
 //!
 //! An event's time is taken before its transaction commits, and from the clock of the scheduler that commits it, so
-//! one that comes late may carry an earlier time than one already sent: every look goes back a little and leaves out what
-//! was sent. Events of one sandbox have times in their order; only among those of a tenant can one that comes late be
-//! missed by a reader that comes back in between.
+//! one that comes late may carry an earlier time than one already sent: every look goes back a little and leaves out
+//! what was sent. Events of one sandbox have times in their order; only among those of a tenant can one that comes
+//! late be missed by a reader that comes back in between.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
