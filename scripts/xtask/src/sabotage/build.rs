@@ -128,6 +128,8 @@ impl Build {
         command.env(BINARIES_VARIABLE, &self.directory).env_remove(DEFENCE_VARIABLE);
         // The message of an assertion is what is quoted.
         command.env("RUST_BACKTRACE", "0");
+        // What fails here is no case worth keeping.
+        command.env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true");
         if let Some(name) = off {
             command.env(DEFENCE_VARIABLE, name);
         }
