@@ -1,7 +1,8 @@
 //! The one task that changes one sandbox.
 //!
 //! Owns the loop read → observe → plan → one step → commit, and what a failed step leads to. Keeps nothing between
-//! turns but the count of failures in a row, so that a crash anywhere means running the same loop again.
+//! turns but the count of failures in a row and how long an end has been waiting, so that a crash anywhere means
+//! running the same loop again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +11,10 @@ use roost_domain::desired::{Cause, Run};
 use roost_domain::id::SandboxId;
 use roost_domain::lifecycle::State;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tracing::{Instrument, error, info, info_span, warn};
 
-use super::plan::{self, Plan, Step};
+use super::plan::{self, Attachment, Observed, Plan, Step};
 use super::record::{EndCause, Phase, Sandbox};
 use super::step;
 use super::world::{self, World};
@@ -26,6 +28,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// One that waits for the data plane, whose patience ends without anything stirring.
 const LOOK_FOR_DATAPLANE: Duration = Duration::from_secs(5);
+/// How long a stop or a pause waits for edge: an upgrade takes a second or two, a person ten minutes.
+const EDGE_PATIENCE: Duration = Duration::from_secs(30);
 /// What `state_reason` says of a sandbox that was stopped without its guest having written out its caches.
 pub(super) const NOT_FLUSHED: &str = "guest_not_flushed";
 
@@ -55,7 +59,7 @@ pub(super) fn start(id: SandboxId, context: Context, on_end: impl FnOnce() + Sen
     let span = info_span!("sandbox", %id);
     tokio::spawn(
         async move {
-            let mut actor = Actor { id, context, poke, told, failures: 0 };
+            let mut actor = Actor { id, context, poke, told, failures: 0, ending_since: None };
             while !actor.turn().await {}
             on_end();
         }
@@ -71,6 +75,8 @@ struct Actor {
     told: watch::Sender<u64>,
     /// Failures in a row of whatever step is planned.
     failures: u32,
+    /// Since when a pause or stop has been under way and could not take the execution down.
+    ending_since: Option<Instant>,
 }
 
 impl Actor {
@@ -87,7 +93,7 @@ impl Actor {
             }
         };
         let observed = match self.context.world.observe(&sandbox).await {
-            Ok(observed) => observed,
+            Ok(observed) => self.be_patient(&sandbox, observed),
             Err(error) => {
                 warn!(error = %roost_daemon::telemetry::chain(&error), "cannot observe the sandbox");
                 self.pause().await;
@@ -116,6 +122,17 @@ impl Actor {
             Err(error) => self.react(planned.step(), &sandbox, &error).await,
         }
         false
+    }
+
+    /// An edge that keeps coming and going is as little use as one that is away: the time counts from the wish.
+    fn be_patient(&mut self, sandbox: &Sandbox, observed: Observed) -> Observed {
+        if !is_to_end(sandbox) {
+            self.ending_since = None;
+            return observed;
+        }
+        let since = *self.ending_since.get_or_insert_with(Instant::now);
+        let edge = if since.elapsed() < EDGE_PATIENCE { observed.edge } else { Attachment::Lost };
+        Observed { edge, ..observed }
     }
 
     fn announce(&self) {
@@ -232,6 +249,11 @@ pub enum Reaction {
     KeepRunning,
 }
 
+/// There is an execution, and it is to be paused or stopped.
+fn is_to_end(sandbox: &Sandbox) -> bool {
+    sandbox.execution.is_some() && matches!(sandbox.target(), Run::Paused | Run::Stopped)
+}
+
 /// What people read about an end that a failed step led to.
 pub(super) fn end_reason(cause: EndCause, chain: String) -> String {
     match cause {
@@ -254,9 +276,7 @@ pub fn decide_reaction(step: Step, sandbox: &Sandbox, error: &step::Error, attem
         }
         Step::Save if given_up => Reaction::KeepRunning,
         // A guest that does not flush is stopped all the same: it was asked to.
-        Step::Quiesce | Step::Reattach if given_up && sandbox.target() == Run::Stopped => {
-            Reaction::End(EndCause::Stopped)
-        }
+        Step::Quiesce if given_up => Reaction::End(EndCause::Stopped),
         // Taking down never gives up: what is left would be nobody's.
         _ => Reaction::TryAgain,
     }

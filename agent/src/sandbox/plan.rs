@@ -37,7 +37,7 @@ pub enum Attachment {
     /// The process cannot be asked just now: it restarts, and keeps what the kernel holds for it.
     #[default]
     Unknown,
-    /// The process is away for so long that nothing that can do without it waits any more.
+    /// It was waited for long enough: what can do without it goes on. Never observed; the actor's patience says so.
     Lost,
     Missing,
     Held,
@@ -96,7 +96,7 @@ pub enum Plan {
     Act(Planned),
     /// All is as wanted.
     Rest,
-    /// Nothing can be done until a data-plane process is back.
+    /// Nothing can be done until a data-plane process is back, or was waited for long enough.
     AwaitDataplane,
 }
 
@@ -135,6 +135,10 @@ fn plan_execution(sandbox: &Sandbox, execution: &Execution, observed: &Observed)
     match sandbox.target() {
         Run::Running => plan_forward(execution, observed),
         Run::Destroyed => act(Step::BeginEnd(EndCause::Destroyed)),
+        // It may have begun to run, but nobody was given it yet.
+        Run::Stopped if execution.phase < Phase::Running && observed.edge == Attachment::Lost => {
+            act(Step::BeginEnd(EndCause::Stopped))
+        }
         // A start in progress is finished first: its guest may hold work that a pause must keep.
         Run::Paused | Run::Stopped if execution.phase < Phase::Running => plan_forward(execution, observed),
         // Only edge reaches the guest, which has to write out what it holds in memory.
@@ -170,10 +174,9 @@ fn plan_forward(execution: &Execution, observed: &Observed) -> Plan {
             // Also when both hold it already: only the commit may be missing.
             _ => act(Step::Attach),
         },
-        // A running one is served by whichever process is there.
+        // A running one is served by whichever process is there; one that comes back wakes whoever rests.
         Phase::Running => match (observed.egress, observed.edge) {
             (Attachment::Missing, _) | (_, Attachment::Missing) => act(Step::Reattach),
-            (egress, edge) if egress.is_away() || edge.is_away() => Plan::AwaitDataplane,
             _ => Plan::Rest,
         },
         // Decided before this is reached.

@@ -46,8 +46,27 @@ pub(super) struct Objects {
     pub(super) effects: Vec<&'static str>,
     /// Edge does not answer, for a moment or for long.
     pub(super) edge_away: Option<Attachment>,
+    /// Edge comes and goes, and dies of whatever it is asked.
+    pub(super) edge_dies: bool,
+    pub(super) looks: usize,
     /// The n-th effect from now on meets the fault.
     pub(super) fault: Option<(usize, Fault)>,
+}
+
+impl Objects {
+    /// What is seen of an edge that is not simply there.
+    fn show_edge(&mut self) -> Option<Attachment> {
+        self.looks += 1;
+        let coming_and_going = [Attachment::Missing, Attachment::Unknown][self.looks % 2];
+        self.edge_away.or(self.edge_dies.then_some(coming_and_going))
+    }
+
+    fn ask_edge(&self) -> Result<(), Error> {
+        match self.edge_away.is_some() || self.edge_dies {
+            true => Err(Error::Transient { what: "asking edge", source: "it is away".into() }),
+            false => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -133,12 +152,16 @@ impl World for MemoryHost {
             },
             host_restarted: host.boot.to_string() != execution.boot_id,
             egress: held(&host.egress),
-            edge: host.edge_away.unwrap_or_else(|| held(&host.edge)),
+            edge: host.show_edge().unwrap_or_else(|| held(&host.edge)),
             leftovers: host.networks.contains(&id),
         }))
     }
 
-    async fn vmm_exited(&self, _: &Sandbox, _: &Execution) {}
+    async fn vmm_exited(&self, _: &Sandbox, execution: &Execution) {
+        if self.with(|host| host.vms.contains(&execution.id) && !host.exited.contains(&execution.id)) {
+            std::future::pending().await
+        }
+    }
 
     async fn ensure_disk(&self, sandbox: &Sandbox) -> Result<(), Error> {
         let id = sandbox.id;
@@ -177,6 +200,7 @@ impl World for MemoryHost {
     async fn attach(&self, _: &Sandbox, execution: &Execution) -> Result<(), Error> {
         let id = execution.id;
         self.effect("attach", |host| {
+            host.ask_edge()?;
             host.egress.insert(id);
             host.edge.insert(id);
             Ok(())
@@ -205,10 +229,7 @@ impl World for MemoryHost {
     }
 
     async fn quiesce(&self, _: &Execution) -> Result<(), Error> {
-        self.effect("quiesce", |host| match host.edge_away {
-            Some(_) => Err(Error::Transient { what: "flushing the guest", source: "edge is away".into() }),
-            None => Ok(()),
-        })
+        self.effect("quiesce", |host| host.ask_edge())
     }
 
     async fn save(&self, _: &Sandbox, execution: &Execution) -> Result<(), Error> {

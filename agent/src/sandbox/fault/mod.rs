@@ -8,13 +8,17 @@
 mod host;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use roost_domain::desired::{Desired, Offer, Run};
 use roost_domain::id::SandboxId;
 use roost_domain::lifecycle::State;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
 
 use self::host::{Fault, MemoryHost, refuse};
-use super::actor::{NOT_FLUSHED, Reaction, decide_reaction, end_reason};
+use super::actor::{self, NOT_FLUSHED, Reaction, decide_reaction, end_reason};
 use super::plan::{self, Attachment, Plan, Step};
 use super::record::{self, EndCause, Origin, Sandbox, Spec};
 use super::step;
@@ -24,7 +28,7 @@ use crate::store::{self, Store};
 const TURNS_MAX: usize = 200;
 
 struct Rig {
-    world: MemoryHost,
+    world: Arc<MemoryHost>,
     store: Store,
     id: SandboxId,
     generation: u64,
@@ -33,7 +37,7 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let world = MemoryHost::default();
+        let world = Arc::new(MemoryHost::default());
         world.with(|host| host.now_us = 1_800_000_000_000_000);
         Self {
             world,
@@ -89,7 +93,7 @@ impl Rig {
                 Plan::Act(planned) => planned,
                 Plan::Rest | Plan::AwaitDataplane => return sandbox,
             };
-            match step::run(&planned, &sandbox, &self.world, &self.store, &settings).await {
+            match step::run(&planned, &sandbox, self.world.as_ref(), &self.store, &settings).await {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     failures += 1;
@@ -114,7 +118,9 @@ impl Rig {
             Reaction::End(cause) => {
                 let execution = sandbox.execution.as_ref().unwrap();
                 let reason = Some(end_reason(cause, "planned".into()));
-                step::begin_end(sandbox, execution, cause, reason, &self.world, &self.store).await.unwrap();
+                step::begin_end(sandbox, execution, cause, reason, self.world.as_ref(), &self.store)
+                    .await
+                    .unwrap();
             }
             other => panic!("one fault must not lead to {other:?} at {step:?}"),
         }
@@ -242,6 +248,46 @@ async fn a_stop_without_edge_for_long_goes_on_and_says_so() {
     assert_eq!(rig.settle().await.state_reason, None, "the next stop is told anew");
 }
 
+/// Each time it is there for a moment, which is no reason to begin to wait anew.
+#[tokio::test(start_paused = true)]
+async fn an_edge_that_keeps_dying_keeps_no_sandbox_running() {
+    let (_sender, dataplane) = watch::channel(0);
+    for (run, state) in [(Run::Stopped, State::Stopped), (Run::Paused, State::Paused)] {
+        let mut rig = Rig::new();
+        rig.want(Run::Running).await;
+        rig.settle().await;
+        rig.world.with(|host| host.edge_dies = true);
+        rig.want(run).await;
+        let context = actor::Context {
+            world: rig.world.clone(),
+            store: rig.store.clone(),
+            settings: step::Settings { vmm_uids: (100, 110) },
+            dataplane: dataplane.clone(),
+            committed: Arc::new(Notify::new()),
+        };
+        let begun = Instant::now();
+        let mut handle = actor::start(rig.id, context, || ());
+        while rig.sandbox().await.state != state {
+            timeout(Duration::from_secs(300), handle.commits.changed()).await.expect("an end").unwrap();
+        }
+        let took = begun.elapsed();
+        assert!((30..90).contains(&took.as_secs()), "{run:?} after {took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stop_of_a_start_that_edge_never_comes_to_goes_on() {
+    let mut rig = Rig::new();
+    rig.world.with(|host| host.edge_away = Some(Attachment::Unknown));
+    rig.want(Run::Running).await;
+    assert_eq!(rig.settle().await.state, State::Creating);
+    rig.want(Run::Stopped).await;
+    assert_eq!(rig.settle().await.state, State::Creating, "it is waited for");
+    rig.world.with(|host| host.edge_away = Some(Attachment::Lost));
+    rig.settle().await;
+    rig.check_rest(State::Stopped).await;
+}
+
 #[tokio::test]
 async fn a_lost_memory_snapshot_boots_from_disk_and_says_so() {
     let mut rig = Rig::new();
@@ -291,7 +337,6 @@ async fn a_step_refused_for_good_ends_the_start_and_a_failed_pause_keeps_the_gue
         (&wanted, Step::BeginExecution, &permanent, 1, Reaction::Fail),
         (&wanted, Step::Save, &permanent, 1, Reaction::KeepRunning),
         (&wanted, Step::Reattach, &transient, 99, Reaction::TryAgain),
-        (&unwanted, Step::Reattach, &transient, 3, Reaction::End(EndCause::Stopped)),
         (&unwanted, Step::Quiesce, &transient, 1, Reaction::TryAgain),
         (&unwanted, Step::Quiesce, &transient, 3, Reaction::End(EndCause::Stopped)),
         (&unwanted, Step::Quiesce, &permanent, 1, Reaction::End(EndCause::Stopped)),
