@@ -49,6 +49,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
     let room =
         Room::new(config.state_dir.clone(), config.capacity.disk_reserve_mib, config.capacity.ballast_mib);
     let store = open_store(&config, &room).context("opening the agent's database")?;
+    let traffic = recover::restore_traffic(&store).await.context("reading what was counted last")?;
     let (plane, requests) = Plane::start(
         &plane::Settings {
             egress_socket: config.egress_socket(),
@@ -57,6 +58,7 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<()> {
             edge_uid: config.dataplane.edge_uid,
         },
         &config.instance,
+        traffic,
     );
     let host = Host::prepare(&config, room.clone()).await?;
     recover::run(&host, &store).await.context("taking stock of the host")?;

@@ -5,11 +5,16 @@
 
 mod support;
 
+use std::os::fd::OwnedFd;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use roost_daemon::packet::{self, PacketSocket};
-use roost_proto::dataplane::{Attach, Detach, FromDataplane, GENERATION, Hello, ToDataplane};
+use roost_daemon::shutdown::Shutdown;
+use roost_dataplane::control::{self, Attachment, Handler, Refusal, Role};
+use roost_domain::id::ExecutionId;
+use roost_proto::dataplane::{Attach, Detach, FromDataplane, GENERATION, Hello, ToDataplane, Traffic};
 use support::agent::{self, Agent, Message, Reply};
 use support::namespace::Namespace;
 use support::process::{self, Dataplane};
@@ -95,6 +100,46 @@ async fn requests_that_make_no_sense_are_refused_one_by_one() {
     // Repeatable: letting go of what is not held is no failure.
     let detach = Message::Detach(Detach { execution: execution.to_string() });
     assert!(matches!(agent.call(detach, Vec::new()).await, Reply::Ack(_)));
+}
+
+/// Holds more than one packet tells.
+#[derive(Debug)]
+struct Full(Vec<(ExecutionId, u64)>);
+
+impl Handler for Full {
+    const ROLE: Role = Role::Edge;
+
+    fn held(&self) -> Vec<(ExecutionId, u64)> {
+        self.0.clone()
+    }
+
+    async fn attach(&self, _: Attachment, _: Vec<OwnedFd>) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn detach(&self, _: ExecutionId) -> Option<Traffic> {
+        None
+    }
+}
+
+#[tokio::test]
+async fn all_that_is_held_is_told_however_much_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    for count in [0, 1, 1000, 1001, 2500] {
+        let path = folder.path().join(format!("{count}.sock"));
+        let held: Vec<_> = (0..count).map(|_| (agent::execution(), u64::MAX)).collect();
+        let listener = packet::listen(&path, 0o600).unwrap();
+        let (_notices, queue) = control::notices();
+        let uid = nix::unistd::geteuid().as_raw();
+        let handler = Arc::new(Full(held.clone()));
+        let served = tokio::spawn(control::serve(listener, uid, handler, queue, Shutdown::new()));
+        let (mut agent, holding) = Agent::connect(&path).await;
+        let told: Vec<_> = holding.executions.into_iter().map(|held| held.execution).collect();
+        assert_eq!(told, held.iter().map(|(execution, _)| execution.to_string()).collect::<Vec<_>>());
+        let detach = Message::Detach(Detach { execution: agent::execution().to_string() });
+        assert!(matches!(agent.call(detach, Vec::new()).await, Reply::Ack(_)));
+        served.abort();
+    }
 }
 
 #[tokio::test]

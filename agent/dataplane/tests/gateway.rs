@@ -238,7 +238,8 @@ async fn sockets_are_used_again_and_more_are_asked_for() {
         Reply::Traffic(used) if used.execution == attached.execution.to_string() => Some(used),
         _ => None,
     });
-    assert!(used.is_some_and(|used| used.to_guest_bytes > 0 && used.from_guest_bytes > 0), "{used:?}");
+    let used = used.unwrap();
+    assert!(used.run > 0 && used.to_guest_bytes > 0 && used.from_guest_bytes > 0, "{used:?}");
     eventually("the connections of a detached guest end", || async {
         (attached.namespace.established() == 0).then_some(())
     })

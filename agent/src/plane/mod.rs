@@ -12,7 +12,7 @@ use roost_proto::dataplane::FromDataplane;
 use tokio::sync::{mpsc, watch};
 
 pub use session::{ANSWER_DEADLINE, Error, Session};
-pub use traffic::{Counters, Traffic};
+pub use traffic::Traffic;
 
 /// Where the two processes listen and as whom they run.
 #[derive(Debug, Clone)]
@@ -56,11 +56,11 @@ impl Role {
 }
 
 impl Plane {
-    /// Starts both sessions; they reconnect by themselves for as long as the returned value lives.
-    pub fn start(settings: &Settings, host_id: &str) -> (Self, mpsc::Receiver<Request>) {
+    /// Starts both sessions; they reconnect by themselves for as long as the returned value lives. `traffic` knows
+    /// every open execution already, since what is reported of others is not counted.
+    pub fn start(settings: &Settings, host_id: &str, traffic: Traffic) -> (Self, mpsc::Receiver<Request>) {
         let (requests, received) = mpsc::channel(256);
         let (changed, changes) = watch::channel(0);
-        let traffic = Traffic::default();
         let start = |role, path: &PathBuf, uid| {
             Session::start(session::Settings {
                 role,

@@ -8,9 +8,10 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use roost_daemon::packet::{self, PacketSocket};
+use roost_domain::usage::Counted;
 use roost_proto::dataplane::from_dataplane::Message as Answer;
 use roost_proto::dataplane::to_dataplane::Message as Ask;
 use roost_proto::dataplane::{FromDataplane, GENERATION, Hello, ToDataplane, Traffic as Used};
@@ -18,11 +19,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::traffic::Counters;
 use super::{Request, Role, Traffic};
 
 /// A process that does not answer a plain request for this long is treated as gone.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// Far more executions than a host has room for: a process that claims to hold more is not believed.
+const HELD_MAX: usize = 1 << 16;
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
 
@@ -39,6 +41,8 @@ pub enum Error {
     Refused { role: &'static str, code: String, message: String },
     #[error("{role} answered with another message than was asked for")]
     Unexpected { role: &'static str },
+    #[error("{role} claims to hold more than {HELD_MAX} executions")]
+    HoldsTooMany { role: &'static str },
     #[error("the connection to {role} failed")]
     Packet { role: &'static str, source: packet::Error },
     #[error("{role} runs as uid {found}, expected {expected}")]
@@ -68,8 +72,6 @@ struct Inner {
     settings: Settings,
     next_id: AtomicU64,
     link: Mutex<Option<Link>>,
-    /// Since when there is no link, or was none last.
-    away_since: Mutex<Instant>,
 }
 
 /// What there is only while the process is connected.
@@ -89,12 +91,7 @@ pub struct Session {
 
 impl Session {
     pub(super) fn start(settings: Settings) -> Self {
-        let inner = Arc::new(Inner {
-            settings,
-            next_id: AtomicU64::new(1),
-            link: Mutex::new(None),
-            away_since: Mutex::new(Instant::now()),
-        });
+        let inner = Arc::new(Inner { settings, next_id: AtomicU64::new(1), link: Mutex::new(None) });
         tokio::spawn(keep_connected(Arc::clone(&inner)));
         Self { inner }
     }
@@ -105,12 +102,6 @@ impl Session {
 
     pub fn is_connected(&self) -> bool {
         self.inner.lock().is_some()
-    }
-
-    /// How long the process has been away; `None` while it is connected.
-    pub fn away_for(&self) -> Option<Duration> {
-        let link = self.inner.lock();
-        link.is_none().then(|| self.inner.away_since().elapsed())
     }
 
     /// Whether the process holds `execution`; `None` while it cannot be asked.
@@ -200,10 +191,6 @@ impl Inner {
         self.lock().as_ref().map(|link| link.held.contains_key(execution))
     }
 
-    fn away_since(&self) -> std::sync::MutexGuard<'_, Instant> {
-        self.away_since.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn forget_pending(&self, id: u64) {
         if let Some(link) = self.lock().as_mut() {
             link.pending.remove(&id);
@@ -224,13 +211,10 @@ impl Inner {
         }
     }
 
-    /// Of what the process was never given, or has let go, nothing is kept: nobody would ever forget it.
     fn count(&self, used: &Used) {
-        if self.holds(&used.execution) == Some(true) {
-            let Used { from_guest_bytes: egress_bytes, to_guest_bytes: ingress_bytes, .. } = *used;
-            let counters = Counters { egress_bytes, ingress_bytes };
-            self.settings.traffic.record(&used.execution, self.settings.role, counters);
-        }
+        let Used { run, from_guest_bytes, to_guest_bytes, .. } = *used;
+        let counted = Counted { run, from_guest_bytes, to_guest_bytes };
+        self.settings.traffic.record(&used.execution, self.settings.role, counted);
     }
 
     fn announce(&self) {
@@ -251,7 +235,6 @@ async fn keep_connected(inner: Arc<Inner>) {
                 *inner.lock() = Some(Link { socket: Arc::clone(&socket), pending: HashMap::new(), held });
                 inner.announce();
                 let ended = receive(&inner, &socket).await;
-                *inner.away_since() = Instant::now();
                 *inner.lock() = None;
                 inner.announce();
                 warn!(role, reason = %ended, "data plane disconnected");
@@ -280,17 +263,28 @@ async fn connect(inner: &Inner) -> Result<(Socket, HashMap<String, u64>), Error>
     }
     let hello = Hello { generation: GENERATION, host_id: settings.host_id.clone() };
     socket.send(&ToDataplane { id: 0, message: Some(Ask::Hello(hello)) }, &[]).await.map_err(packet)?;
+    // All of it within one deadline: a process that never comes to an end is as good as silent.
+    let held = timeout(ANSWER_DEADLINE, collect_held(&socket, role)).await;
+    let held = held.map_err(|_| Error::Silent { role, deadline_ms: ANSWER_DEADLINE.as_millis() })??;
+    Ok((socket, held))
+}
+
+/// The answer to Hello, to its last packet.
+async fn collect_held(socket: &Socket, role: &'static str) -> Result<HashMap<String, u64>, Error> {
+    let mut collected = HashMap::new();
     loop {
-        let received = timeout(ANSWER_DEADLINE, socket.recv())
-            .await
-            .map_err(|_| Error::Silent { role, deadline_ms: ANSWER_DEADLINE.as_millis() })?
-            .map_err(packet)?;
-        match received {
+        match socket.recv().await.map_err(|source| Error::Packet { role, source })? {
             None => return Err(Error::Away { role }),
             Some((FromDataplane { message: Some(Answer::Holding(holding)), .. }, _)) => {
                 let held =
                     holding.executions.into_iter().map(|held| (held.execution, held.attach_generation));
-                return Ok((socket, held.collect()));
+                collected.extend(held);
+                if collected.len() > HELD_MAX {
+                    return Err(Error::HoldsTooMany { role });
+                }
+                if !holding.more {
+                    return Ok(collected);
+                }
             }
             // Its own messages may come first.
             Some((FromDataplane { id: 0, .. }, _)) => {}
@@ -337,6 +331,7 @@ fn dispatch(inner: &Inner, message: FromDataplane) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use roost_domain::usage::Network;
     use roost_proto::dataplane::{Ack, Detach, Held, Holding};
 
     type Process = PacketSocket<FromDataplane, ToDataplane>;
@@ -350,31 +345,38 @@ mod tests {
             execution: execution.to_owned(),
             to_guest_bytes: bytes,
             from_guest_bytes: 2 * bytes,
+            run: 7,
         })
     }
 
-    /// Holds `exe_a` until it is to let it go; tells what it used then and, wrongly, more afterwards.
+    fn holding(executions: impl IntoIterator<Item = String>, more: bool) -> Answer {
+        let executions = executions.into_iter();
+        let executions = executions.map(|execution| Held { execution, attach_generation: 1 }).collect();
+        Answer::Holding(Holding { generation: GENERATION, role: "edge".into(), executions, more })
+    }
+
+    /// Holds `exe_a` until it is to let it go; tells what it used then, followed by what waited to be told.
     async fn hold_and_let_go(mut listener: packet::PacketListener<FromDataplane, ToDataplane>) {
         let process = listener.accept().await.unwrap();
         while let Some((request, _)) = process.recv().await.unwrap() {
             match request.message.unwrap() {
                 Ask::Hello(_) => {
-                    let held = Held { execution: "exe_a".into(), attach_generation: 1 };
-                    let holding =
-                        Holding { generation: GENERATION, role: "edge".into(), executions: vec![held] };
-                    say(&process, request.id, Answer::Holding(holding)).await;
+                    say(&process, request.id, holding(["exe_b".into()], true)).await;
+                    say(&process, 0, used("exe_a", 1)).await;
+                    say(&process, request.id, holding(["exe_a".into()], false)).await;
                 }
                 Ask::Detach(_) => {
                     say(&process, 0, used("exe_a", 70)).await;
                     say(&process, 0, used("exe_stranger", 5)).await;
                     say(&process, request.id, Answer::Ack(Ack {})).await;
+                    say(&process, 0, used("exe_a", 60)).await;
                 }
                 // Whoever asks this has the answer to everything before it.
                 Ask::Configure(_) => {
                     say(&process, 0, used("exe_a", 90)).await;
                     say(&process, request.id, Answer::Ack(Ack {})).await;
                 }
-                _ => {}
+                _ => say(&process, request.id, Answer::Ack(Ack {})).await,
             }
         }
     }
@@ -387,6 +389,7 @@ mod tests {
         let (requests, _received) = mpsc::channel(1);
         let (changed, mut changes) = watch::channel(0);
         let traffic = Traffic::default();
+        traffic.open("exe_a", Network::default());
         let uid = nix::unistd::geteuid().as_raw();
         let session = Session::start(Settings {
             role: Role::Edge,
@@ -400,14 +403,37 @@ mod tests {
         while session.holds("exe_a") != Some(true) {
             timeout(ANSWER_DEADLINE, changes.changed()).await.unwrap().unwrap();
         }
-        assert_eq!(session.away_for(), None);
+        assert_eq!(session.holds("exe_b"), Some(true), "it came in a packet of its own");
         let detach = Ask::Detach(Detach { execution: "exe_a".into() });
         session.tell(detach, &[], ANSWER_DEADLINE).await.unwrap();
-        let all = Counters { egress_bytes: 140, ingress_bytes: 70 };
+        let edge = Counted { run: 7, from_guest_bytes: 140, to_guest_bytes: 70 };
+        let all = Network { egress_bytes: 140, ingress_bytes: 70, edge, ..Network::default() };
         assert_eq!(traffic.of("exe_a"), all);
+        session.tell(Ask::MoreSockets(Default::default()), &[], ANSWER_DEADLINE).await.unwrap();
+        assert_eq!(traffic.of("exe_a"), all, "what waited to be told is in it");
         traffic.forget("exe_a");
         session.tell(Ask::Configure(Default::default()), &[], ANSWER_DEADLINE).await.unwrap();
-        assert_eq!(traffic.of("exe_a"), Counters::default(), "it was let go");
-        assert_eq!(traffic.of("exe_stranger"), Counters::default());
+        assert_eq!(traffic.of("exe_a"), Network::default(), "it was let go");
+        assert_eq!(traffic.of("exe_stranger"), Network::default());
+    }
+
+    #[tokio::test]
+    async fn a_process_that_claims_to_hold_too_much_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("edge.sock");
+        let mut listener = packet::listen::<FromDataplane, ToDataplane>(&path, 0o600).unwrap();
+        tokio::spawn(async move {
+            let process = listener.accept().await.unwrap();
+            for number in 0.. {
+                let names = (0..1000).map(|index| format!("exe_{number}_{index}"));
+                let message = FromDataplane { id: 1, message: Some(holding(names, true)) };
+                if process.send(&message, &[]).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let socket = Socket::connect(&path).await.unwrap();
+        let held = timeout(ANSWER_DEADLINE, collect_held(&socket, "edge")).await.unwrap();
+        assert!(matches!(held, Err(Error::HoldsTooMany { role: "edge" })), "{held:?}");
     }
 }

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use super::live::Host;
 use crate::host::{off_worker, reclaim};
+use crate::plane::Traffic;
 use crate::snapshot;
 use crate::store::{self, Store};
 
@@ -40,6 +41,16 @@ pub async fn run(host: &Host, store: &Store) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The byte counters of every open execution, as its last reading left them: before a session can bring a report, so
+/// that what a process counts on from is known.
+pub async fn restore_traffic(store: &Store) -> Result<Traffic, store::Error> {
+    let traffic = Traffic::default();
+    for (execution, network) in store.write(store::usage::list_network).await? {
+        traffic.open(&execution.to_string(), network);
+    }
+    Ok(traffic)
 }
 
 /// A snapshot that no row names was being written, or being removed, when the agent ended.

@@ -95,3 +95,10 @@ CREATE TABLE outbox (
 -- version 2
 CREATE INDEX execution_sandbox ON execution (sandbox);
 CREATE INDEX sandbox_destroyed ON sandbox (changed_us) WHERE state = 'destroyed';
+-- What each data-plane process had counted of the bytes in egress_bytes and ingress_bytes.
+ALTER TABLE reading ADD COLUMN egress_run INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE reading ADD COLUMN egress_from_guest_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE reading ADD COLUMN egress_to_guest_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE reading ADD COLUMN edge_run INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE reading ADD COLUMN edge_from_guest_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE reading ADD COLUMN edge_to_guest_bytes INTEGER NOT NULL DEFAULT 0;

@@ -4,7 +4,7 @@
 //! whatever is killed when.
 
 use roost_domain::id::{ExecutionId, SandboxId};
-use roost_domain::usage::{Allocation, Delta, Reading, advance};
+use roost_domain::usage::{Allocation, Counted, Delta, Network, Reading, advance};
 use roost_proto::host::UsageDelta;
 use roost_proto::local::UsageRow;
 use rusqlite::{OptionalExtension, Transaction};
@@ -15,8 +15,10 @@ use super::Error;
 pub fn insert_baseline(tx: &Transaction<'_>, execution: ExecutionId, reading: &Reading) -> Result<(), Error> {
     tx.execute(
         "INSERT INTO reading (execution, seq, at_us, boottime_us, cpu_us, memory_mib, disk_mib, snapshot_mib,
-           egress_bytes, ingress_bytes)
-         VALUES (?1, 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (execution) DO NOTHING",
+           egress_bytes, ingress_bytes, egress_run, egress_from_guest_bytes, egress_to_guest_bytes,
+           edge_run, edge_from_guest_bytes, edge_to_guest_bytes)
+         VALUES (?1, 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+         ON CONFLICT (execution) DO NOTHING",
         (
             execution.to_string(),
             reading.at_us,
@@ -25,8 +27,14 @@ pub fn insert_baseline(tx: &Transaction<'_>, execution: ExecutionId, reading: &R
             reading.memory_mib as i64,
             reading.disk_mib as i64,
             reading.snapshot_mib as i64,
-            reading.egress_bytes as i64,
-            reading.ingress_bytes as i64,
+            reading.network.egress_bytes as i64,
+            reading.network.ingress_bytes as i64,
+            reading.network.egress.run as i64,
+            reading.network.egress.from_guest_bytes as i64,
+            reading.network.egress.to_guest_bytes as i64,
+            reading.network.edge.run as i64,
+            reading.network.edge.from_guest_bytes as i64,
+            reading.network.edge.to_guest_bytes as i64,
         ),
     )?;
     Ok(())
@@ -56,7 +64,9 @@ pub fn record_reading(
     let next = advanced.next;
     tx.execute(
         "UPDATE reading SET seq = ?2, at_us = ?3, boottime_us = ?4, cpu_us = ?5, memory_mib = ?6, disk_mib = ?7,
-           snapshot_mib = ?8, egress_bytes = ?9, ingress_bytes = ?10 WHERE execution = ?1",
+           snapshot_mib = ?8, egress_bytes = ?9, ingress_bytes = ?10, egress_run = ?11,
+           egress_from_guest_bytes = ?12, egress_to_guest_bytes = ?13, edge_run = ?14,
+           edge_from_guest_bytes = ?15, edge_to_guest_bytes = ?16 WHERE execution = ?1",
         (
             execution.to_string(),
             advanced.next_seq as i64,
@@ -66,8 +76,14 @@ pub fn record_reading(
             next.memory_mib as i64,
             next.disk_mib as i64,
             next.snapshot_mib as i64,
-            next.egress_bytes as i64,
-            next.ingress_bytes as i64,
+            next.network.egress_bytes as i64,
+            next.network.ingress_bytes as i64,
+            next.network.egress.run as i64,
+            next.network.egress.from_guest_bytes as i64,
+            next.network.egress.to_guest_bytes as i64,
+            next.network.edge.run as i64,
+            next.network.edge.from_guest_bytes as i64,
+            next.network.edge.to_guest_bytes as i64,
         ),
     )?;
     Ok(deltas)
@@ -86,14 +102,33 @@ pub fn find_reading(tx: &Transaction<'_>, execution: ExecutionId) -> Result<Opti
                 memory_mib: count("memory_mib")?,
                 disk_mib: count("disk_mib")?,
                 snapshot_mib: count("snapshot_mib")?,
-                egress_bytes: count("egress_bytes")?,
-                ingress_bytes: count("ingress_bytes")?,
+                network: Network {
+                    egress_bytes: count("egress_bytes")?,
+                    ingress_bytes: count("ingress_bytes")?,
+                    egress: Counted {
+                        run: count("egress_run")?,
+                        from_guest_bytes: count("egress_from_guest_bytes")?,
+                        to_guest_bytes: count("egress_to_guest_bytes")?,
+                    },
+                    edge: Counted {
+                        run: count("edge_run")?,
+                        from_guest_bytes: count("edge_from_guest_bytes")?,
+                        to_guest_bytes: count("edge_to_guest_bytes")?,
+                    },
+                },
             },
         ))
     };
     Ok(tx
         .query_row("SELECT * FROM reading WHERE execution = ?1", [execution.to_string()], read)
         .optional()?)
+}
+
+/// Where the bytes of every execution that is not over are counted on from; one without a reading begins at zero.
+pub fn list_network(tx: &Transaction<'_>) -> Result<Vec<(ExecutionId, Network)>, Error> {
+    let network =
+        |id| Ok((id, find_reading(tx, id)?.map_or_else(Network::default, |(_, last)| last.network)));
+    super::execution::list_open(tx)?.into_iter().map(network).collect()
 }
 
 /// The execution is over: no delta starts from its last reading any more.
@@ -219,5 +254,42 @@ mod tests {
         assert!(seen.iter().all(|row| row.wall_us == 30));
         let only = store.write(move |tx| sum_by_sandbox(tx, Some(ids[3]), "", 9)).await.unwrap();
         assert_eq!(only.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_each_process_had_counted_is_kept_with_the_sums() {
+        let store = super::super::Store::in_memory();
+        let [execution, unread, over] = [1, 2, 3].map(|id| ExecutionId::from_ulid(roost_domain::Ulid(id)));
+        let counted = |run, bytes| Counted { run, from_guest_bytes: bytes, to_guest_bytes: bytes + 1 };
+        let network = move |run, bytes| Network {
+            egress_bytes: 2 * bytes,
+            ingress_bytes: 2 * bytes + 2,
+            egress: counted(run, bytes),
+            edge: counted(run - 1, bytes + 1),
+        };
+        let kept = store.write(move |tx| {
+            // One that runs, one that has no reading yet, one that is over.
+            for (id, ended_us) in [(execution, None), (unread, None), (over, Some(1))] {
+                tx.execute(
+                    "INSERT INTO execution (id, phase, image, vmm_uid, token, epoch, boot_id, created_us, ended_us)
+                     VALUES (?1, 'running', 'i', 1 + (SELECT count(*) FROM execution), 't', 1, 'b', 1, ?2)",
+                    (id.to_string(), ended_us),
+                )?;
+            }
+            let first = Reading { network: network(u64::MAX, 10), ..Reading::default() };
+            insert_baseline(tx, execution, &first)?;
+            let begun = find_reading(tx, execution)?;
+            let next = Reading { boottime_us: 1_000_000, network: network(7, 30), ..Reading::default() };
+            let allocation = Allocation { vcpus: 1, memory_mib: 1 };
+            let sandbox = SandboxId::from_ulid(execution.ulid());
+            let deltas = record_reading(tx, sandbox, execution, allocation, &next)?;
+            Ok((begun, deltas, list_network(tx)?))
+        });
+        let (begun, deltas, mut open) = kept.await.unwrap();
+        assert_eq!(begun.unwrap().1.network, network(u64::MAX, 10));
+        open.sort_unstable_by_key(|(execution, _)| *execution);
+        assert_eq!(open, [(execution, network(7, 30)), (unread, Network::default())]);
+        let [delta] = &deltas[..] else { panic!("{deltas:?}") };
+        assert_eq!((delta.net_egress_bytes, delta.net_ingress_bytes), (40, 40));
     }
 }

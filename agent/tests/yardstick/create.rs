@@ -25,7 +25,7 @@ use roost_agent::host::process::VmmProcess;
 use roost_agent::host::room::Room;
 use roost_agent::host::{file, netns, reclaim, seal, sockets, tap};
 use roost_agent::image::Image;
-use roost_agent::plane::{self, Plane};
+use roost_agent::plane::{self, Plane, Traffic};
 use roost_agent::sandbox::live::{Host, Live};
 use roost_agent::sandbox::record::{Origin, Spec};
 use roost_agent::sandbox::{Manager, step};
@@ -78,7 +78,7 @@ async fn measure(images: &Path, template: &str, count: usize) {
         edge_socket: config.edge_socket(),
         edge_uid: 0,
     };
-    let (plane, _requests) = Plane::start(&settings, &config.instance);
+    let (plane, _requests) = Plane::start(&settings, &config.instance, Traffic::default());
     let mut changes = plane.changes();
     while !(plane.egress.is_connected() && plane.edge.is_connected()) {
         changes.changed().await.unwrap();
@@ -229,6 +229,7 @@ async fn agree(mut listener: PacketListener<FromDataplane, ToDataplane>, role: &
                 generation: GENERATION,
                 role: role.to_owned(),
                 executions: Vec::new(),
+                more: false,
             }),
             Ask::Claim(_) | Ask::Personalise(_) => {
                 Answer::Claimed(Claimed { protocol_generation: 1, waited_us: 0 })

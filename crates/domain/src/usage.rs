@@ -12,7 +12,7 @@ pub const DELTA_US_MAX: i64 = 60 * 1_000_000;
 /// Deltas do not cross a boundary of this.
 pub const HOUR_US: i64 = 3_600 * 1_000_000;
 
-/// What a host reads of an execution at one moment. Counters only grow; a smaller one started anew.
+/// What a host reads of an execution at one moment. Counters only grow; a smaller one was read earlier.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
     /// Place on the ledger: wall clock for the first reading of an execution, continued by the boot clock.
@@ -24,9 +24,27 @@ pub struct Reading {
     pub memory_mib: u64,
     pub disk_mib: u64,
     pub snapshot_mib: u64,
-    /// Bytes since the execution began.
+    pub network: Network,
+}
+
+/// Bytes since the execution began, and how far each process that counts them had got by then.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// From the guest to the world.
     pub egress_bytes: u64,
+    /// From the world to the guest.
     pub ingress_bytes: u64,
+    pub egress: Counted,
+    pub edge: Counted,
+}
+
+/// What one process had counted of an execution when that was last added up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// Tells the process from one that ran before it and counted for itself.
+    pub run: u64,
+    pub from_guest_bytes: u64,
+    pub to_guest_bytes: u64,
 }
 
 /// What is reserved for the sandbox, used or not.
@@ -74,7 +92,11 @@ pub fn advance(from: &Reading, to: &Reading, allocation: Allocation, first_seq: 
     // The boot clock starts anew when the host does; what ran before ended with its last reading.
     let duration_us = to.boottime_us.saturating_sub(from.boottime_us).max(0);
     let end_us = from.at_us.saturating_add(duration_us);
-    let next = Reading { at_us: end_us, ..*to };
+    // Two that read at once may commit in either order: what is billed stays billed.
+    let is_late = to.network.egress_bytes < from.network.egress_bytes
+        || to.network.ingress_bytes < from.network.ingress_bytes;
+    let network = if is_late { from.network } else { to.network };
+    let next = Reading { at_us: end_us, cpu_us: to.cpu_us.max(from.cpu_us), network, ..*to };
     let whole = amounts_between(from, to, allocation, duration_us.unsigned_abs());
     let mut deltas = Vec::new();
     let mut start_us = from.at_us;
@@ -98,8 +120,6 @@ pub fn advance(from: &Reading, to: &Reading, allocation: Allocation, first_seq: 
 }
 
 fn amounts_between(from: &Reading, to: &Reading, allocation: Allocation, duration_us: u64) -> Amounts {
-    // A counter below its former value was reset with its cgroup or process: it counted from zero.
-    let grown = |from: u64, to: u64| if to >= from { to - from } else { to };
     // The mean of both ends, as what lies between was not seen.
     let held = |from: u64, to: u64| {
         let doubled = (u128::from(from) + u128::from(to)) * u128::from(duration_us);
@@ -109,12 +129,12 @@ fn amounts_between(from: &Reading, to: &Reading, allocation: Allocation, duratio
         wall_us: duration_us,
         vcpu_alloc_us: u64::from(allocation.vcpus).saturating_mul(duration_us),
         mem_alloc_mib_us: allocation.memory_mib.saturating_mul(duration_us),
-        cpu_used_us: grown(from.cpu_us, to.cpu_us),
+        cpu_used_us: to.cpu_us.saturating_sub(from.cpu_us),
         mem_used_mib_us: held(from.memory_mib, to.memory_mib),
         disk_mib_us: held(from.disk_mib, to.disk_mib),
         snapshot_mib_us: held(from.snapshot_mib, to.snapshot_mib),
-        net_egress_bytes: grown(from.egress_bytes, to.egress_bytes),
-        net_ingress_bytes: grown(from.ingress_bytes, to.ingress_bytes),
+        net_egress_bytes: to.network.egress_bytes.saturating_sub(from.network.egress_bytes),
+        net_ingress_bytes: to.network.ingress_bytes.saturating_sub(from.network.ingress_bytes),
     }
 }
 
@@ -247,12 +267,17 @@ mod tests {
     }
 
     #[test]
-    fn a_restarted_host_or_counter_bills_nothing_twice() {
+    fn a_restarted_host_and_a_late_reading_bill_nothing_twice() {
         let from = reading(1_000_000, 50_000_000, 700);
         let rebooted = advance(&from, &reading(2_000_000, 3_000_000, 9), XS, 4);
         assert_eq!((rebooted.deltas.len(), rebooted.next_seq), (0, 4));
-        let reset = advance(&from, &reading(0, 51_000_000, 9), XS, 4);
-        assert_eq!(reset.deltas[0].amounts.cpu_used_us, 9);
+        let network = Network { egress_bytes: 30, ingress_bytes: 5, ..Network::default() };
+        let from = Reading { network, ..from };
+        let late = Network { ingress_bytes: 4, ..network };
+        let late = advance(&from, &Reading { network: late, ..reading(0, 51_000_000, 9) }, XS, 4);
+        let [delta] = late.deltas[..] else { panic!("{:?}", late.deltas) };
+        assert_eq!((delta.amounts.cpu_used_us, delta.amounts.net_ingress_bytes), (0, 0));
+        assert_eq!((late.next.cpu_us, late.next.network), (700, network));
     }
 
     /// How long until the next reading, CPU used, memory held, bytes sent.
@@ -277,7 +302,10 @@ mod tests {
                     boottime_us: standing.boottime_us + duration_us,
                     cpu_us: standing.cpu_us + cpu,
                     memory_mib,
-                    egress_bytes: standing.egress_bytes + bytes,
+                    network: Network {
+                        egress_bytes: standing.network.egress_bytes + bytes,
+                        ..standing.network
+                    },
                     ..standing
                 };
                 let done = advance(&standing, &seen, XS, seq);

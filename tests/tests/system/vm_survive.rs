@@ -1,6 +1,10 @@
 //! VMs outlive the processes that look after them.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
+use roost_tests::crash::books;
+use roost_tests::poll;
 use roost_tests::stack::Stack;
 
 #[test]
@@ -19,6 +23,38 @@ fn vm_survives_the_agent_being_killed() {
     assert_eq!(after["execution"]["vmm_pid"], before["execution"]["vmm_pid"]);
     assert_eq!(after["execution"]["id"], before["execution"]["id"]);
     agent.destroy(&id).unwrap();
+    stack.finish().unwrap();
+}
+
+/// Sent by the guest, so that what the tests' own calls add is little beside it.
+const SENT_BYTES: i64 = 2 << 20;
+
+/// What a query of one number finds in the agent's database.
+fn ask(stack: &Stack, sql: &str) -> i64 {
+    let db = books::open(&stack.agent_state().join("agent.db")).unwrap();
+    db.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)).unwrap().unwrap_or_default()
+}
+
+#[test]
+fn vm_is_billed_its_bytes_once_however_often_the_agent_is_killed() {
+    let mut stack = Stack::for_test("agent-bytes").unwrap();
+    let agent = stack.agent().unwrap();
+    let id = agent.run().unwrap();
+    let text = format!("head -c {SENT_BYTES} /dev/zero | tr '\\0' x");
+    assert_eq!(agent.shell_text(&id, &text).unwrap().len() as i64, SENT_BYTES);
+    // Committed, so that the next agent has something to count from; it reads once a minute.
+    let committed = || Ok((ask(&stack, "SELECT max(egress_bytes) FROM reading") >= SENT_BYTES).then_some(()));
+    poll::until("the bytes to be read", Duration::from_secs(90), committed).unwrap();
+
+    stack.expect_log("the agent went away");
+    for _ in 0..2 {
+        stack.kill_and_await("agent").unwrap();
+        // Edge reports when there is something new.
+        agent.shell_text(&id, "true").unwrap();
+    }
+    agent.destroy(&id).unwrap();
+    let billed = ask(&stack, "SELECT sum(net_egress_bytes) FROM usage_delta");
+    assert!((SENT_BYTES..SENT_BYTES * 3 / 2).contains(&billed), "{billed} bytes billed for {SENT_BYTES}");
     stack.finish().unwrap();
 }
 

@@ -13,7 +13,7 @@ mod attachment;
 mod handler;
 mod session;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use roost_daemon::packet::{PacketListener, PacketSocket};
@@ -64,6 +64,13 @@ impl Notices {
     pub fn offer(&self, message: from_dataplane::Message) {
         let _ = self.sender.try_send(message);
     }
+}
+
+/// What tells the counters of this process from those of one before it, which counted from zero as well. Not 0.
+pub fn process_run() -> u64 {
+    static RUN: LazyLock<u64> =
+        LazyLock::new(|| getrandom::u64().expect("the kernel's random source does not fail").max(1));
+    *RUN
 }
 
 /// A session under way and how to talk to it.

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use roost_daemon::packet;
+use roost_domain::id::ExecutionId;
 use roost_proto::dataplane::{
     Ack, Attach, Detach, FromDataplane, GENERATION, Held, Hello, Holding, MoreSockets, ServeGateway,
     ToDataplane, from_dataplane, to_dataplane,
@@ -22,7 +23,7 @@ use super::{AgentSocket, Attachment, Code, Handler, Refusal};
 const GUEST_CALLS_MAX: usize = 1024;
 // Replies that wait for the agent to read; a full queue stops the reading of requests.
 const REPLIES_MAX: usize = 64;
-// Executions in one Holding: about 50 bytes each, well inside one packet.
+// Executions in one Holding: about 50 bytes each, well inside one packet. More come in further ones.
 const HELD_MAX: usize = 1000;
 
 /// Why a session ended other than by the agent closing it.
@@ -85,7 +86,7 @@ async fn greet<H: Handler>(
         return Err(Error::NoHello);
     };
     check_generation(&hello)?;
-    answer(replies, request.id, holding(handler)).await;
+    answer_holding(replies, request.id, handler).await;
     Ok(())
 }
 
@@ -96,15 +97,28 @@ fn check_generation(hello: &Hello) -> Result<(), Error> {
     }
 }
 
-fn holding<H: Handler>(handler: &H) -> Reply {
+async fn answer_holding<H: Handler>(replies: &mpsc::Sender<FromDataplane>, id: u64, handler: &H) {
     let mut held = handler.held();
     held.sort_unstable();
-    held.truncate(HELD_MAX);
-    let executions = held
-        .into_iter()
-        .map(|(execution, attach_generation)| Held { execution: execution.to_string(), attach_generation })
-        .collect();
-    Reply::Holding(Holding { generation: GENERATION, role: H::ROLE.name().to_owned(), executions })
+    let mut rest = held.as_slice();
+    loop {
+        let (part, after) = rest.split_at(rest.len().min(HELD_MAX));
+        let held = |(execution, attach_generation): &(ExecutionId, u64)| Held {
+            execution: execution.to_string(),
+            attach_generation: *attach_generation,
+        };
+        let holding = Holding {
+            generation: GENERATION,
+            role: H::ROLE.name().to_owned(),
+            executions: part.iter().map(held).collect(),
+            more: !after.is_empty(),
+        };
+        answer(replies, id, Reply::Holding(holding)).await;
+        if after.is_empty() {
+            return;
+        }
+        rest = after;
+    }
 }
 
 async fn serve_one<H: Handler>(
@@ -119,7 +133,8 @@ async fn serve_one<H: Handler>(
     let reply = match request.message.ok_or(Error::NoContent)? {
         Message::Hello(hello) => {
             check_generation(&hello)?;
-            holding(handler.as_ref())
+            answer_holding(replies, id, handler.as_ref()).await;
+            return Ok(());
         }
         Message::Attach(message) => acknowledge(attach(handler.as_ref(), message, descriptors).await),
         Message::Detach(message) => acknowledge(detach(handler.as_ref(), message, replies).await),

@@ -130,6 +130,7 @@ impl Execution {
         services: Arc<Services>,
         attachment: &Attachment,
         sockets: Sockets,
+        traffic: Arc<Counters>,
     ) -> Result<Arc<Self>, Error> {
         let own = sockets.try_clone()?;
         let listener = std::net::TcpListener::from(sockets.listener);
@@ -156,7 +157,7 @@ impl Execution {
             subject: Arc::new(subject),
             names: DnsMap::load(File::from(sockets.map))?,
             limits: ExecutionLimits::new(),
-            traffic: Arc::default(),
+            traffic,
             services,
             sockets: own,
             tasks: executor,

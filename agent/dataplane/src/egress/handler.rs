@@ -18,7 +18,7 @@ use roost_proto::host::LeaseChange;
 use super::credentials::Leases;
 use super::execution::{Execution, Sockets};
 use super::{Error, MakeConnector, Services, Settings, audit};
-use crate::control::{Attachment, Code, Handler, Notices, Refusal, Role};
+use crate::control::{Attachment, Code, Handler, Notices, Refusal, Role, process_run};
 
 /// Between two reports of byte counters; an execution's last one goes with its detach.
 const TRAFFIC_EVERY: Duration = Duration::from_secs(5);
@@ -127,13 +127,15 @@ impl Handler for Egress {
             Some(former) if descriptors.is_empty() => former.sockets().try_clone().map_err(invalid)?,
             _ => Sockets::try_from(descriptors).map_err(invalid)?,
         };
+        // One run of the process, one counter: it does not begin anew.
+        let traffic = former.as_ref().map(|former| Arc::clone(&former.traffic)).unwrap_or_default();
         // What was begun under the former identity ends before the new one serves.
         if let Some(former) = former {
             self.lock().remove(&former.id);
             self.stop(&former).await;
         }
-        let execution =
-            Execution::start(Arc::clone(&self.services), &attachment, sockets).map_err(invalid)?;
+        let execution = Execution::start(Arc::clone(&self.services), &attachment, sockets, traffic);
+        let execution = execution.map_err(invalid)?;
         self.lock().insert(execution.id, execution);
         Ok(())
     }
@@ -158,6 +160,7 @@ fn traffic_of(execution: &Execution) -> Traffic {
         execution: execution.id.to_string(),
         to_guest_bytes: execution.traffic.written.load(Ordering::Relaxed),
         from_guest_bytes: execution.traffic.read.load(Ordering::Relaxed),
+        run: process_run(),
     }
 }
 

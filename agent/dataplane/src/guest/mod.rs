@@ -30,7 +30,7 @@ pub use link::Link;
 pub use serve::serve_stream;
 pub use socket_pool::SOCKETS_MAX;
 
-use crate::control::{Attachment, Code, Notices, Refusal};
+use crate::control::{Attachment, Code, Notices, Refusal, process_run};
 use socket_pool::SocketPool;
 
 // Connections of previews to one guest at once.
@@ -202,7 +202,7 @@ impl Guest {
 fn traffic_of(guest: &Guest) -> dataplane::Traffic {
     let (to_guest_bytes, from_guest_bytes) = guest.traffic();
     let execution = guest.attachment.load().execution.to_string();
-    dataplane::Traffic { execution, to_guest_bytes, from_guest_bytes }
+    dataplane::Traffic { execution, to_guest_bytes, from_guest_bytes, run: process_run() }
 }
 
 fn add_sockets(guest: &Guest, sockets: Vec<OwnedFd>) -> Result<(), Refusal> {

@@ -187,7 +187,10 @@ fn sec_07_sec_15_aud_03_from_joining_to_a_revoked_secret() {
         match agent.notices.last() {
             Some(Reply::Traffic(traffic)) => {
                 assert_eq!(traffic.execution, execution.to_string());
-                assert!(traffic.from_guest_bytes > 500 && traffic.to_guest_bytes > 500, "{traffic:?}");
+                assert!(
+                    traffic.run > 0 && traffic.from_guest_bytes > 500 && traffic.to_guest_bytes > 500,
+                    "{traffic:?}"
+                );
             }
             other => panic!("{other:?}"),
         }

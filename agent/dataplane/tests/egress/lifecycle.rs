@@ -92,6 +92,9 @@ fn e12_an_older_attach_is_refused_and_the_same_does_nothing() {
         let request = Request::get("/").header("host", "api.example.com");
         assert_eq!(lab.guest.send_http1(stream, request, "").await.status, 200);
         assert_eq!(lab.egress.held(), [(lab.attachment.execution, 3)]);
+        attach(4, Vec::new()).await.unwrap();
+        let used = lab.egress.detach(lab.attachment.execution).await.unwrap();
+        assert!(used.from_guest_bytes > 0 && used.to_guest_bytes > 0, "it counts on: {used:?}");
     });
 }
 

@@ -23,15 +23,24 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Connects and greets.
+    /// Connects and greets; the answer as one, however many packets it came in.
     pub(crate) async fn connect(path: &Path) -> (Self, Holding) {
         let socket = PacketSocket::connect(path).await.unwrap();
         let mut agent = Self { socket, next_id: 0, notices: Vec::new() };
         let hello = Message::Hello(Hello { generation: GENERATION, host_id: String::new() });
-        match agent.call(hello, Vec::new()).await {
-            Reply::Holding(holding) => (agent, holding),
-            other => panic!("{other:?}"),
+        let id = agent.send(hello, &[]).await;
+        let mut all = Holding { more: true, ..Holding::default() };
+        while all.more {
+            match agent.reply(id).await {
+                Reply::Holding(part) => {
+                    let before = std::mem::take(&mut all.executions);
+                    all = part;
+                    all.executions.splice(0..0, before);
+                }
+                other => panic!("{other:?}"),
+            }
         }
+        (agent, all)
     }
 
     pub(crate) async fn send(&mut self, message: Message, descriptors: &[OwnedFd]) -> u64 {

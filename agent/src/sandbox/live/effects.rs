@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use roost_domain::id::SnapshotId;
-use roost_domain::usage::Reading;
+use roost_domain::usage::{Network, Reading};
 use roost_proto::dataplane::from_dataplane::Message as Answer;
 use roost_proto::dataplane::to_dataplane::Message as Ask;
 use roost_proto::dataplane::{self, Claim, Detach, GuestIdentity, Personalise, Quiesce};
@@ -24,8 +24,6 @@ use crate::vmm::{self, End, LaunchSpec, Observed as VmObserved};
 /// Dial sockets a sandbox begins with; edge asks for more.
 const DIAL_SOCKETS: usize = 8;
 const ENTROPY_BYTES: usize = 64;
-/// How long a stop or a pause waits for edge to be there: an upgrade takes a second or two, a person ten minutes.
-const DATAPLANE_PATIENCE: Duration = Duration::from_secs(30);
 const QUIESCE_DEADLINE: Duration = Duration::from_secs(5);
 /// Added to what edge is given, so that its own answer about a deadline arrives.
 const GRACE: Duration = Duration::from_secs(5);
@@ -131,8 +129,11 @@ impl World for Live {
 
     async fn attach(&self, sandbox: &Sandbox, execution: &Execution) -> Result<(), Error> {
         let id = execution.id.to_string();
+        // Before either process can have anything to report of it.
+        self.plane.traffic.open(&id, Network::default());
         let is_running = execution.phase == Phase::Running;
-        for session in [&self.plane.egress, &self.plane.edge] {
+        // Edge first: a guest that is to be paused or stopped needs no other.
+        for session in [&self.plane.edge, &self.plane.egress] {
             match session.holds(&id) {
                 Some(true) => {}
                 // A running guest is served by whichever process is there.
@@ -294,7 +295,7 @@ impl World for Live {
             None => 0,
         };
         let (name, disk) = (self.host.names(&execution.id).cgroup, self.host.disk(sandbox.id));
-        let counters = self.plane.traffic.of(&execution.id.to_string());
+        let network = self.plane.traffic.of(&execution.id.to_string());
         let now_us = self.now_us();
         off_worker(move || {
             let Some(cgroup) = cgroup::find(&name).map_err(Error::transient("finding the cgroup"))? else {
@@ -309,8 +310,7 @@ impl World for Live {
                 memory_mib: usage.memory_bytes >> 20,
                 disk_mib: disk >> 20,
                 snapshot_mib: 0,
-                egress_bytes: counters.egress_bytes,
-                ingress_bytes: counters.ingress_bytes,
+                network,
             }))
         })
         .await
@@ -425,7 +425,6 @@ async fn send_attach(session: &Session, attach: dataplane::Attach, made: &[Owned
 
 fn attachment(session: &Session, execution: &str) -> Attachment {
     match session.holds(execution) {
-        None if session.away_for().is_some_and(|away| away >= DATAPLANE_PATIENCE) => Attachment::Lost,
         None => Attachment::Unknown,
         Some(true) => Attachment::Held,
         Some(false) => Attachment::Missing,
