@@ -44,7 +44,7 @@ pub async fn follow(
         Some(reference) => Some(sandbox::row(&app, &caller, reference).await?.id),
         None => None,
     };
-    let mut reader = Reader::start(&app, &caller, wanted.after).await?;
+    let mut reader = Reader::start(&app, &caller, sandbox.as_deref(), wanted.after.clone()).await?;
     Ok(async_stream::stream! {
         let mut changes = app.fleet.changes();
         loop {
@@ -74,7 +74,12 @@ struct Reader {
 }
 
 impl Reader {
-    async fn start(app: &App, caller: &Caller, after: Option<String>) -> Result<Reader, Error> {
+    async fn start(
+        app: &App,
+        caller: &Caller,
+        sandbox: Option<&str>,
+        after: Option<String>,
+    ) -> Result<Reader, Error> {
         let tenant_id = caller.tenant_id.clone();
         let found = match after {
             Some(id) => app.store.read(move |tx| table::find(tx, &tenant_id, &id)).await?,
@@ -85,13 +90,14 @@ impl Reader {
             return Ok(Reader { from, latest_us, sent: BTreeMap::new() });
         }
         let now_us = app.now_us();
-        let from = (now_us - LOOK_BACK_US, String::new());
-        let mut reader = Reader { from, latest_us: now_us, sent: BTreeMap::new() };
-        // What is there was before; what is yet to come may carry a time before now all the same.
-        while !reader.next(app, caller, None).await?.is_empty() {}
-        // Nor is what came while this looked left out.
-        reader.sent.retain(|_, created_us| *created_us <= now_us);
-        Ok(reader)
+        let from_us = now_us - LOOK_BACK_US;
+        let (tenant_id, sandbox) = (caller.tenant_id.clone(), sandbox.map(str::to_owned));
+        // What is there was before; what is yet to come may carry a time before now all the same. In one look: a busy
+        // tenant's events never cease to come, and what came between two looks would be taken for old.
+        let before =
+            app.store.read(move |tx| table::list_places(tx, &tenant_id, sandbox.as_deref(), from_us, now_us));
+        let sent = before.await?.into_iter().collect();
+        Ok(Reader { from: (from_us, String::new()), latest_us: now_us, sent })
     }
 
     /// What was not sent yet, oldest first.

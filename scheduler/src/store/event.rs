@@ -44,6 +44,24 @@ pub fn list_after(
     record::list(tx, &format!("{where_} ORDER BY created_us, id LIMIT {limit}"), &params)
 }
 
+/// The ids and times of what was recorded by now with a time from `from_us` to `to_us`: all in one view, so that what
+/// is committed meanwhile is not among them.
+pub fn list_places(
+    tx: &mut Tx<'_>,
+    tenant: &str,
+    sandbox: Option<&str>,
+    from_us: i64,
+    to_us: i64,
+) -> Result<Vec<(String, i64)>, Error> {
+    let mut where_ = Conditions::new("tenant_id", tenant);
+    where_.push_if("sandbox_id", "=", &sandbox);
+    where_.push("created_us", ">=", from_us);
+    where_.push("created_us", "<=", to_us);
+    let (where_, params) = where_.finish();
+    let rows = tx.query(&format!("SELECT id, created_us FROM event {where_}"), &params)?;
+    rows.iter().map(|row| Ok((row.text("id")?, row.int("created_us")?))).collect()
+}
+
 pub fn find(tx: &mut Tx<'_>, tenant: &str, id: &str) -> Result<Option<Event>, Error> {
     record::find(tx, "WHERE tenant_id = ?1 AND id = ?2", params![tenant, id])
 }

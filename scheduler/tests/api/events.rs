@@ -1,8 +1,18 @@
 //! Event streams: what happens arrives, once, and a client that comes back misses nothing.
 
-use roost_scheduler::store::event;
-use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use roost_scheduler::app::event::{Wanted, follow};
+use roost_scheduler::store::fate::{Fate, Fates};
+use roost_scheduler::store::{Store, event};
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+use tokio_stream::StreamExt;
+
+use crate::engines::on_both;
 use crate::world::World;
 
 fn ids(text: &str) -> Vec<String> {
@@ -58,4 +68,95 @@ async fn types_filter() {
     let path = format!("/sandboxes/{id}/events?types=sandbox.paused,x.*");
     let text = world.read_stream(&path, &[("last-event-id", &created)], |text| text.contains("\n\n")).await;
     assert!(text.contains("event: sandbox.paused") && !text.contains("sandbox.running"), "{text}");
+}
+
+/// Two pages and a bit of a reader's.
+const BEFORE: usize = 1200;
+const ARRIVING: usize = 60;
+/// As far as the other scheduler's clock may be behind in the tests of two.
+const BEHIND_US: i64 = 3_000_000;
+const SOON: Duration = Duration::from_secs(10);
+
+/// Commits an event before each look of a reader, of this sandbox and of another one that a scheduler recorded whose
+/// clock is behind, in turns.
+#[derive(Debug)]
+struct Arrivals {
+    store: Store,
+    tenant: String,
+    sandbox: String,
+    ids: Mutex<Vec<String>>,
+}
+
+impl Arrivals {
+    async fn record(&self, at: usize) {
+        let created_us = roost_daemon::clock::now_us();
+        let (sandbox, created_us) = match at % 2 {
+            0 => (self.sandbox.clone(), created_us),
+            _ => ("another".to_owned(), created_us - BEHIND_US),
+        };
+        let event = event::Event {
+            id: format!("{sandbox}-{at:05}"),
+            tenant_id: self.tenant.clone(),
+            kind: "x".to_owned(),
+            sandbox_id: Some(sandbox),
+            data: json!({}),
+            created_us,
+        };
+        self.ids.lock().unwrap().push(event.id.clone());
+        self.store.write(move |tx| event::insert(tx, &event)).await.unwrap();
+    }
+
+    fn number(&self) -> usize {
+        self.ids.lock().unwrap().len()
+    }
+}
+
+impl Fates for Arrivals {
+    fn of_write(&self) -> Fate {
+        Fate::Heard
+    }
+
+    fn of_read(&self) -> Fate {
+        let at = self.number();
+        if at < BEFORE + ARRIVING {
+            tokio::task::block_in_place(|| Handle::current().block_on(self.record(at)));
+        }
+        Fate::Heard
+    }
+}
+
+#[test]
+fn a_stream_begins_while_events_arrive_without_pause_and_loses_none() {
+    on_both(|store| async move { begin_amid(World::on(store).await).await });
+}
+
+async fn begin_amid(world: World) {
+    let store = world.app.store.clone();
+    for of_one in [false, true] {
+        let sandbox = world.sandbox_id().await;
+        let caller = world.app.authenticate(&world.key, "request".to_owned()).await.unwrap();
+        let (tenant, ids) = (world.tenant.clone(), Mutex::default());
+        let arrivals = Arc::new(Arrivals { store: store.clone(), tenant, sandbox: sandbox.clone(), ids });
+        for at in 0..BEFORE {
+            arrivals.record(at).await;
+        }
+        let app = world.beside(store.under(arrivals.clone())).app;
+        let wanted = Wanted { sandbox: of_one.then(|| sandbox.clone()), ..Wanted::default() };
+        let live = tokio::time::timeout(SOON, follow(app, caller, wanted)).await;
+        let mut live = pin!(live.expect("it begins").unwrap());
+        let begun = arrivals.number();
+        assert!(begun <= BEFORE + 2, "it looks for the sandbox and for what was there, not at what comes");
+        let mut seen = BTreeSet::new();
+        let missing = |seen: &BTreeSet<String>| {
+            let ids = arrivals.ids.lock().unwrap();
+            let due = ids[begun..].iter().filter(|id| !of_one || id.starts_with(&sandbox));
+            ids.len() < BEFORE + ARRIVING || due.into_iter().any(|id| !seen.contains(id))
+        };
+        while missing(&seen) {
+            let event = tokio::time::timeout(SOON, live.next()).await.expect("an event in time").unwrap();
+            assert!(!arrivals.ids.lock().unwrap()[..BEFORE].contains(&event.id), "{} was before", event.id);
+            assert!(seen.insert(event.id), "each comes once");
+        }
+        store.write(|tx| event::remove_before(tx, i64::MAX)).await.unwrap();
+    }
 }
