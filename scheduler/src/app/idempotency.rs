@@ -58,10 +58,7 @@ pub enum Claim {
 /// The right and the duty to answer for a key.
 #[derive(Debug, Clone)]
 pub struct Ticket {
-    tenant_id: String,
-    key: String,
-    owner: String,
-    effect: Ulid,
+    claim: Idempotency,
 }
 
 /// What makes two requests the same: who calls, what for, with which body.
@@ -79,26 +76,28 @@ pub async fn claim(app: &App, caller: &Caller, key: &str, request_sha256: Vec<u8
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
         return Err(Error::invalid("Idempotency-Key", format!("1 to {MAX_KEY_BYTES} bytes")));
     }
-    let mut ticket = Ticket {
-        tenant_id: caller.tenant_id.clone(),
-        key: key.to_owned(),
-        owner: uuid::Uuid::new_v4().to_string(),
-        effect: Ulid::nil(),
-    };
+    let owner = uuid::Uuid::new_v4().to_string();
     let deadline = Instant::now() + JOIN_PATIENCE;
     loop {
         let now_us = app.now_us();
-        let row = ticket.row(request_sha256.clone(), now_us);
+        let row = Idempotency {
+            tenant_id: caller.tenant_id.clone(),
+            key: key.to_owned(),
+            request_sha256: request_sha256.clone(),
+            owner: owner.clone(),
+            owner_until_us: now_us + OWNER_LIVES_US,
+            status: None,
+            body: None,
+            created_us: now_us,
+            expires_us: now_us + KEPT_US,
+        };
         let (won, found) = write(app, move |tx| {
             let won = idempotency::claim(tx, &row, now_us)?;
             Ok((won, idempotency::find(tx, &row.tenant_id, &row.key)?))
         })
         .await?;
         match found {
-            Some(row) if won => {
-                ticket.effect = effect(&row);
-                return Ok(Claim::Won(ticket));
-            }
+            Some(claim) if won => return Ok(Claim::Won(Ticket { claim })),
             Some(row) if row.request_sha256 != request_sha256 => return Err(Error::IdempotencyKeyReused),
             Some(row) => {
                 if let Some(answer) = row.answer() {
@@ -107,7 +106,7 @@ pub async fn claim(app: &App, caller: &Caller, key: &str, request_sha256: Vec<u8
             }
             None => {}
         }
-        wait_for_answer(app, &ticket, deadline).await?;
+        wait_for_answer(app, caller, key, deadline).await?;
     }
 }
 
@@ -143,9 +142,9 @@ fn effect(row: &Idempotency) -> Ulid {
 }
 
 /// Reads until the key has an answer or nobody, so that a joined call does not keep the writer busy.
-async fn wait_for_answer(app: &App, ticket: &Ticket, deadline: Instant) -> Result<(), Error> {
+async fn wait_for_answer(app: &App, caller: &Caller, key: &str, deadline: Instant) -> Result<(), Error> {
     loop {
-        let (tenant_id, key, now_us) = (ticket.tenant_id.clone(), ticket.key.clone(), app.now_us());
+        let (tenant_id, key, now_us) = (caller.tenant_id.clone(), key.to_owned(), app.now_us());
         let found = app.store.read(move |tx| idempotency::find(tx, &tenant_id, &key)).await?;
         let pending = found.is_some_and(|row| row.status.is_none() && row.owner_until_us > now_us);
         if !pending {
@@ -161,21 +160,7 @@ async fn wait_for_answer(app: &App, ticket: &Ticket, deadline: Instant) -> Resul
 impl Ticket {
     /// The id of what the work makes, if it makes something.
     pub fn effect(&self) -> Ulid {
-        self.effect
-    }
-
-    fn row(&self, request_sha256: Vec<u8>, now_us: i64) -> Idempotency {
-        Idempotency {
-            tenant_id: self.tenant_id.clone(),
-            key: self.key.clone(),
-            request_sha256,
-            owner: self.owner.clone(),
-            owner_until_us: now_us + OWNER_LIVES_US,
-            status: None,
-            body: None,
-            created_us: now_us,
-            expires_us: now_us + KEPT_US,
-        }
+        effect(&self.claim)
     }
 
     /// Runs the work and keeps the key claimed for as long as it takes.
@@ -190,9 +175,9 @@ impl Ticket {
     async fn renew_while_owned(&self, app: &App) -> Infallible {
         loop {
             tokio::time::sleep(RENEWAL).await;
-            let (ticket, until_us) = (self.clone(), app.now_us() + OWNER_LIVES_US);
+            let (claim, until_us) = (self.claim.clone(), app.now_us() + OWNER_LIVES_US);
             let renewed = app.store.write(move |tx| {
-                idempotency::renew(tx, &ticket.tenant_id, &ticket.key, &ticket.owner, until_us)
+                idempotency::renew(tx, &claim.tenant_id, &claim.key, &claim.owner, until_us)
             });
             match renewed.await {
                 Ok(true) => {}
@@ -206,18 +191,23 @@ impl Ticket {
         }
     }
 
-    /// Stores the answer, or gives the key back where the same request may do better later. If another attempt took
-    /// over and has answered, that answer is everybody's and comes back.
+    /// Stores the answer, or gives the key back where the same request may do better later. If another attempt at the
+    /// same claim has answered, that answer is everybody's and comes back.
     pub async fn finish(self, app: &App, answer: &Answer, is_final: bool) -> Result<Option<Answer>, Error> {
         let answer = answer.clone();
         let other = write(app, move |tx| {
-            let Ticket { tenant_id, key, owner, .. } = &self;
+            let Idempotency { tenant_id, key, owner, .. } = &self.claim;
             let is_ours = if is_final {
-                idempotency::complete(tx, tenant_id, key, owner, answer.status, &answer.body)?
+                idempotency::complete(tx, &self.claim, answer.status, &answer.body)?
             } else {
                 idempotency::abandon(tx, tenant_id, key, owner)?
             };
-            if is_ours { Ok(None) } else { idempotency::find(tx, tenant_id, key) }
+            if is_ours {
+                return Ok(None);
+            }
+            // Another's where the key was used anew since: no answer to this request.
+            let found = idempotency::find(tx, tenant_id, key)?;
+            Ok(found.filter(|row| effect(row) == effect(&self.claim)))
         });
         Ok(other.await?.and_then(Idempotency::answer))
     }

@@ -56,18 +56,13 @@ pub fn renew(tx: &mut Tx<'_>, tenant: &str, key: &str, owner: &str, until_us: i6
     record::changed(tx, sql, params![tenant, key, owner, until_us])
 }
 
-/// Stores the answer; false if `owner` no longer owns the key.
-pub fn complete(
-    tx: &mut Tx<'_>,
-    tenant: &str,
-    key: &str,
-    owner: &str,
-    status: u16,
-    body: &[u8],
-) -> Result<bool, Error> {
-    let sql = "UPDATE idempotency SET status = ?4, body = ?5
-        WHERE tenant_id = ?1 AND key = ?2 AND owner = ?3 AND status IS NULL";
-    record::changed(tx, sql, params![tenant, key, owner, status, body])
+/// Stores the answer for the claim of this row, whoever owns it now: an owner that lost it did the same work, and what
+/// it says first is what the others have to say. False if the claim has an answer, or is over.
+pub fn complete(tx: &mut Tx<'_>, claim: &Idempotency, status: u16, body: &[u8]) -> Result<bool, Error> {
+    let sql = "UPDATE idempotency SET status = ?5, body = ?6
+        WHERE tenant_id = ?1 AND key = ?2 AND request_sha256 = ?3 AND created_us = ?4 AND status IS NULL";
+    let Idempotency { tenant_id, key, request_sha256, created_us, .. } = claim;
+    record::changed(tx, sql, params![tenant_id, key, request_sha256, *created_us, status, body])
 }
 
 /// Gives the key back without an answer (429 and 5xx are never stored). The row stays: its beginning says which

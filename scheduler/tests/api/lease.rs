@@ -3,13 +3,15 @@
 //! Time passes on the scheduler's clock only as far as a test says; renewals come in real time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use roost_scheduler::app::idempotency::{Answer as Stored, Claim, Ticket, claim};
 use roost_scheduler::params;
 use roost_scheduler::store::Store;
 use roost_scheduler::store::fate::{Fate, Fates};
 use roost_scheduler::store::idempotency::{self, Idempotency};
+use roost_scheduler::store::sandbox;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
@@ -65,6 +67,22 @@ impl Rig {
         let deadline = Instant::now() + PATIENCE;
         while self.world.host.held.lock().unwrap().is_empty() {
             assert!(Instant::now() < deadline, "nothing was made");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until what the host said of the one sandbox is recorded.
+    async fn until_recorded(&self) {
+        self.until_effect().await;
+        let id = self.ids().await.remove(0);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let id = id.clone();
+            let row = self.store.read(move |tx| sandbox::find_any(tx, &id)).await.unwrap().unwrap();
+            if row.observed_generation > 0 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the host's word was not recorded");
             tokio::time::sleep(POLL).await;
         }
     }
@@ -178,17 +196,53 @@ async fn lose(rig: Rig) {
     assert_eq!(rig.world.audited("sandbox.created").await.len(), 1);
 }
 
-/// Counts transactions that write, and refuses one of them.
+/// The same, and the one that lost its lease answers first.
+#[test]
+fn an_owner_that_took_over_is_answered_what_was_stored() {
+    on_both(|store| async move { outrun(Rig::new(store).await).await });
+}
+
+async fn outrun(rig: Rig) {
+    let app = &rig.world.app;
+    let caller = app.authenticate(&rig.world.key, "request".to_owned()).await.unwrap();
+    let lost = won(claim(app, &caller, "k", vec![7]).await.unwrap());
+    rig.clock.pass_us(LEASE_US);
+    let taken = won(claim(app, &caller, "k", vec![7]).await.unwrap());
+    assert_eq!(taken.effect(), lost.effect());
+    let said = |status, body: &str| Stored { status, body: body.into() };
+    assert_eq!(lost.finish(app, &said(201, "first"), true).await.unwrap(), None);
+    let first = said(201, "first");
+    assert_eq!(taken.clone().finish(app, &said(202, "second"), true).await.unwrap(), Some(first.clone()));
+    // Nor is it taken from those who come later by one that gives up.
+    assert_eq!(taken.clone().finish(app, &said(503, ""), false).await.unwrap(), Some(first.clone()));
+    assert!(
+        matches!(claim(app, &caller, "k", vec![7]).await.unwrap(), Claim::Answered(kept) if kept == first)
+    );
+    // A key that is used anew has nothing to do with who had it before.
+    rig.clock.pass_us(25 * 3600 * 1_000_000);
+    let anew = won(claim(app, &caller, "k", vec![8]).await.unwrap());
+    assert_eq!(taken.clone().finish(app, &said(202, "late"), true).await.unwrap(), None);
+    assert_eq!(anew.finish(app, &said(201, "anew"), true).await.unwrap(), None);
+    assert_eq!(taken.finish(app, &said(202, "late"), true).await.unwrap(), None);
+    assert_eq!(rig.claimed().await.unwrap().body.unwrap(), b"anew");
+}
+
+fn won(claim: Claim) -> Ticket {
+    let Claim::Won(ticket) = claim else { panic!("{claim:?}") };
+    ticket
+}
+
+/// Counts transactions that write, and refuses the next one once it is told to.
 #[derive(Debug, Default)]
 struct Writes {
     met: AtomicUsize,
-    refused: Option<usize>,
+    refuses: AtomicBool,
 }
 
 impl Fates for Writes {
     fn of_write(&self) -> Fate {
-        let number = self.met.fetch_add(1, Ordering::SeqCst);
-        if self.refused == Some(number) { Fate::Refused } else { Fate::Heard }
+        self.met.fetch_add(1, Ordering::SeqCst);
+        if self.refuses.swap(false, Ordering::SeqCst) { Fate::Refused } else { Fate::Heard }
     }
 
     fn of_read(&self) -> Fate {
@@ -214,13 +268,18 @@ fn a_call_that_ends_soon_writes_nothing_to_keep_its_key() {
 fn a_renewal_that_fails_fails_nothing() {
     on_both(|store| async move {
         let rig = Rig::new(store).await;
-        // After the claim, the sandbox and what its host said.
-        let writes = Arc::new(Writes { refused: Some(3), ..Writes::default() });
+        let writes = Arc::new(Writes::default());
         let call = create(&rig.world.beside(rig.store.under(writes.clone())));
-        rig.until_effect().await;
+        rig.until_recorded().await;
+        // From here on the call writes nothing but renewals.
+        writes.refuses.store(true, Ordering::SeqCst);
+        let deadline = Instant::now() + PATIENCE;
+        while writes.refuses.load(Ordering::SeqCst) {
+            assert!(Instant::now() < deadline, "nothing was refused");
+            tokio::time::sleep(POLL).await;
+        }
         let claimed = rig.claimed().await.unwrap();
         let renewed = rig.until("a renewal", |row| row.owner_until_us > claimed.owner_until_us).await;
-        assert!(renewed.owner_until_us > claimed.owner_until_us + 2_000_000, "the first was refused");
         assert_eq!(renewed.owner, claimed.owner);
         rig.world.host.set_mood(Mood::Prompt);
         rig.world.app.fleet.ensure_soon(&rig.ids().await[0]);

@@ -116,11 +116,16 @@ fn one_idempotency_key_has_one_owner() {
         assert!(store.write(|tx| idempotency::abandon(tx, "ten_a", "k", "o31")).await.unwrap());
         assert!(!renewed("o31", NOW_US + 900).await.unwrap(), "what was given back stays so");
         assert!(claim(31, b"same", NOW_US + 360).await.unwrap());
-        let done = |owner: &'static str| {
-            store.write(move |tx| idempotency::complete(tx, "ten_a", "k", owner, 201, b"{}"))
+        let done = |claim: &idempotency::Idempotency| {
+            let claim = claim.clone();
+            store.write(move |tx| idempotency::complete(tx, &claim, 201, b"{}"))
         };
-        assert!(!done("o1").await.unwrap());
-        assert!(done("o31").await.unwrap());
+        let row = store.read(|tx| idempotency::find(tx, "ten_a", "k")).await.unwrap().unwrap();
+        let before = idempotency::Idempotency { created_us: NOW_US - 1, ..row.clone() };
+        assert!(!done(&before).await.unwrap(), "the key was used anew since");
+        let lost = idempotency::Idempotency { owner: "o1".into(), ..row.clone() };
+        assert!(done(&lost).await.unwrap(), "whoever of its owners is first");
+        assert!(!done(&row).await.unwrap());
         assert!(!renewed("o31", NOW_US + 900).await.unwrap(), "an answer needs no owner");
         assert!(!claim(32, b"same", NOW_US + 900).await.unwrap());
         let row = store.read(|tx| idempotency::find(tx, "ten_a", "k")).await.unwrap().unwrap();
