@@ -19,11 +19,11 @@ use crate::store::{self, Store, retention};
 /// A delta is never longer than a minute; reading a little more often keeps it so on a busy host.
 const READ_EVERY: Duration = Duration::from_secs(50);
 
-/// Then the deltas of an execution become one: on the host they are only ever added up.
+/// Then the deltas of a sandbox become one: on the host they are only ever added up.
 const DETAILS_US: i64 = 24 * 3600 * 1_000_000;
 /// Then a destroyed sandbox is forgotten. Until then a scheduler restored from a backup learns that it is gone.
-const DESTROYED_US: i64 = 90 * DETAILS_US;
-const TIDY_EVERY: Duration = Duration::from_secs(3600);
+const KEPT_US: i64 = 90 * DETAILS_US;
+const TIDY_EVERY: Duration = Duration::from_secs(6 * 3600);
 
 /// Tidies until the task is dropped.
 pub async fn keep_short(store: Store) {
@@ -33,29 +33,36 @@ pub async fn keep_short(store: Store) {
         ticks.tick().await;
         match tidy(&store, roost_daemon::clock::now_us()).await {
             Ok((0, 0)) => {}
-            Ok((rows, sandboxes)) => {
-                info!(rows, sandboxes, "old usage folded, old destroyed sandboxes forgotten")
+            Ok((rows, forgotten)) => {
+                info!(rows, forgotten, "old usage folded, what ended long ago forgotten")
             }
             Err(error) => warn!(error = %roost_daemon::telemetry::chain(&error), "the books stay long"),
         }
     }
 }
 
-/// How many rows of usage were folded and sandboxes forgotten; in many short transactions, since others wait for each.
+/// How many rows of usage were folded, and sandboxes and executions forgotten; in short transactions, since others wait
+/// for each.
 async fn tidy(store: &Store, now_us: i64) -> Result<(usize, usize), store::Error> {
-    let (mut rows, mut sandboxes) = (0, 0);
+    let (details_us, kept_us) = (now_us - DETAILS_US, now_us - KEPT_US);
+    let (mut rows, mut forgotten, mut after) = (0, 0, String::new());
     loop {
-        let forgotten =
-            store.write(move |tx| retention::forget_destroyed(tx, now_us - DESTROYED_US)).await?.len();
-        sandboxes += forgotten;
-        if forgotten < retention::FORGOTTEN_AT_ONCE {
+        let some = store.write(move |tx| {
+            Ok((retention::forget_destroyed(tx, kept_us)?, retention::forget_ended(tx, kept_us)?))
+        });
+        let (sandboxes, executions) = some.await?;
+        forgotten += sandboxes + executions;
+        if sandboxes.max(executions) < retention::AT_ONCE {
             break;
         }
     }
-    for sandbox in store.write(retention::list_metered).await? {
-        rows += store.write(move |tx| retention::fold_usage(tx, &sandbox, now_us - DETAILS_US)).await?;
+    while let Some((last, folded)) =
+        store.write(move |tx| retention::fold_usage(tx, &after, details_us)).await?
+    {
+        rows += folded;
+        after = last;
     }
-    Ok((rows, sandboxes))
+    Ok((rows, forgotten))
 }
 
 /// Reads until the task is dropped.

@@ -16,7 +16,7 @@ use crate::host::room::Room;
 use crate::plane::{self, Plane};
 use crate::sandbox::live::{Host, Live};
 use crate::sandbox::{Manager, recover, step};
-use crate::store::Store;
+use crate::store::{Full, Store};
 use crate::telemetry::Metrics;
 use crate::{capacity, cli, link, meter};
 
@@ -115,13 +115,16 @@ fn make_directories(config: &Config) -> anyhow::Result<()> {
 
 /// A database that cannot be opened for want of room gets what was set aside for that.
 fn open_store(config: &Config, room: &Room) -> Result<Store, crate::store::Error> {
-    let store = Store::open(&config.database()).or_else(|error| match room.give_way() {
+    let store = Store::open(&config.database()).or_else(|error| match room.give_way_if_full() {
         true => Store::open(&config.database()),
         false => Err(error),
     })?;
     let room = room.clone();
-    Ok(store.with_room_maker(move || {
-        room.give_way();
+    Ok(store.with_room_maker(move |full| {
+        let _ = match full {
+            Full::Surely => room.give_way(),
+            Full::Perhaps => room.give_way_if_full(),
+        };
     }))
 }
 

@@ -64,13 +64,14 @@ impl Room {
         if free_mib < reserve_mib { Err(Shortage { free_mib, reserve_mib }.into()) } else { Ok(()) }
     }
 
-    /// Gives the ballast back if the disk is full: something has to be written down. True if there was any.
-    ///
-    /// A write also fails on a disk that is broken or was taken away: room would not help, and be missing later.
+    /// As [`Self::give_way`], after a write that failed for want of room or for another reason: on a disk that is
+    /// broken or was taken away room would not help, and be missing later.
+    pub fn give_way_if_full(&self) -> bool {
+        !self.free_mib().is_ok_and(|free_mib| free_mib > 0) && self.give_way()
+    }
+
+    /// Gives the ballast back: the disk is full and something has to be written down. True if there was any.
     pub fn give_way(&self) -> bool {
-        if self.free_mib().is_ok_and(|free_mib| free_mib > 0) {
-            return false;
-        }
         match file::release_ballast(&self.inner.ballast) {
             Ok(true) => {
                 tracing::error!("the disk of the state directory is full, the ballast is given back");
@@ -151,9 +152,9 @@ mod tests {
         assert!(room.set_aside().expect("measured"));
         assert!(room.set_aside().expect("still there"));
         assert!(file::allocated_bytes(&disk.path().join("ballast")).expect("there") >= MIB);
-        assert!(!room.give_way(), "there is room: whatever failed, it was not for the want of it");
+        assert!(!room.give_way_if_full(), "there is room: whatever failed, it was not for the want of it");
         disk.fill();
-        assert!(room.give_way());
+        assert!(room.give_way_if_full());
         assert!(!room.give_way());
         let crowded = Room::new(disk.path().to_owned(), 1 << 40, 1);
         assert!(!crowded.set_aside().expect("measured"));

@@ -33,18 +33,28 @@ pub enum Error {
     TaskEnded,
 }
 
+/// How sure it is that a write failed because the disk is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    Surely,
+    /// What SQLite says of the first write of a journal on a full disk, and of other troubles.
+    Perhaps,
+}
+
 impl Error {
-    /// The file system may be full: SQLite says so of pages, and of the first write of a journal as a failed write.
-    fn may_be_disk_full(&self) -> bool {
-        let Self::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) = self else { return false };
-        failure.code == rusqlite::ErrorCode::DiskFull
-            || matches!(
-                failure.extended_code,
-                rusqlite::ffi::SQLITE_IOERR_WRITE
-                    | rusqlite::ffi::SQLITE_IOERR_SHMSIZE
-                    | rusqlite::ffi::SQLITE_IOERR_SHMOPEN
-                    | rusqlite::ffi::SQLITE_CANTOPEN
-            )
+    fn find_full(&self) -> Option<Full> {
+        let Self::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) = self else { return None };
+        if failure.code == rusqlite::ErrorCode::DiskFull {
+            return Some(Full::Surely);
+        }
+        let perhaps = matches!(
+            failure.extended_code,
+            rusqlite::ffi::SQLITE_IOERR_WRITE
+                | rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+                | rusqlite::ffi::SQLITE_IOERR_SHMOPEN
+                | rusqlite::ffi::SQLITE_CANTOPEN
+        );
+        perhaps.then_some(Full::Perhaps)
     }
 }
 
@@ -57,7 +67,7 @@ pub struct Store {
 
 /// Called when the disk may be full, before the failure is answered: whoever tries again may find room.
 #[derive(Clone)]
-struct OnFull(Arc<dyn Fn() + Send + Sync>);
+struct OnFull(Arc<dyn Fn(Full) + Send + Sync>);
 
 impl std::fmt::Debug for OnFull {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -82,11 +92,11 @@ impl Store {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.busy_timeout(std::time::Duration::from_secs(10))?;
         migrate(&mut connection)?;
-        Ok(Self { connection: Arc::new(Mutex::new(connection)), on_full: OnFull(Arc::new(|| ())) })
+        Ok(Self { connection: Arc::new(Mutex::new(connection)), on_full: OnFull(Arc::new(|_| ())) })
     }
 
     /// With something that makes room if the disk is full.
-    pub fn with_room_maker(self, make_room: impl Fn() + Send + Sync + 'static) -> Self {
+    pub fn with_room_maker(self, make_room: impl Fn(Full) + Send + Sync + 'static) -> Self {
         Self { on_full: OnFull(Arc::new(make_room)), ..self }
     }
 
@@ -102,8 +112,8 @@ impl Store {
             // A poisoned lock only means that another job panicked; its transaction was rolled back.
             let mut connection = connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let outcome = transact(&mut connection, job);
-            if outcome.as_ref().is_err_and(Error::may_be_disk_full) {
-                (on_full.0)();
+            if let Some(full) = outcome.as_ref().err().and_then(Error::find_full) {
+                (on_full.0)(full);
             }
             outcome
         })
@@ -195,8 +205,8 @@ mod tests {
         let room = Room::new(disk.path().to_owned(), 0, 4);
         assert!(room.set_aside().unwrap());
         let (store, given) = (Store::open(&disk.path().join("agent.db")).unwrap(), room.clone());
-        let store = store.with_room_maker(move || {
-            given.give_way();
+        let store = store.with_room_maker(move |_| {
+            given.give_way_if_full();
         });
         disk.fill();
         // Large enough that what the journal has allocated does not hold them all.

@@ -1,61 +1,71 @@
-//! Keeps the database as large as the host's life is wide, not as it is long.
+//! Keeps the database as large as the host is wide, not as long as it lives.
 //!
-//! Owns what old rows become: deltas of usage one row per execution, destroyed sandboxes nothing. The outbox holds what
-//! it sends in full, so nothing here waits for the scheduler. What is folded adds up to the same.
+//! Owns what old rows become: a sandbox's deltas one row, ended executions and destroyed sandboxes nothing. The outbox
+//! holds what it sends in full, so nothing here waits for the scheduler. What is folded adds up to the same.
 
 use rusqlite::{Transaction, params};
 
 use super::Error;
 
-/// One transaction's worth: others wait for it meanwhile.
-pub const FORGOTTEN_AT_ONCE: usize = 50;
+/// Sandboxes or executions of one transaction: others wait for it meanwhile.
+pub const AT_ONCE: usize = 200;
 
-/// Sandboxes that may have something to fold.
-pub fn list_metered(tx: &Transaction<'_>) -> Result<Vec<String>, Error> {
-    let mut statement = tx.prepare_cached("SELECT id FROM sandbox")?;
-    let ids = statement.query_map([], |row| row.get(0))?;
-    Ok(ids.collect::<Result<_, _>>()?)
-}
-
-/// Makes one row of each execution's deltas from before `before_us`; returns how many rows went.
-pub fn fold_usage(tx: &Transaction<'_>, sandbox: &str, before_us: i64) -> Result<usize, Error> {
+/// Makes one row of the deltas from before `before_us` of each of the next sandboxes after `after`; returns the last
+/// of those, if there were any, and how many rows went.
+pub fn fold_usage(
+    tx: &Transaction<'_>,
+    after: &str,
+    before_us: i64,
+) -> Result<Option<(String, usize)>, Error> {
     let mut statement = tx.prepare_cached(
-        "SELECT execution, max(seq) FROM usage_delta WHERE sandbox = ?1 AND from_us < ?2
-         GROUP BY execution HAVING count(*) > 1",
+        "SELECT DISTINCT sandbox FROM usage_delta WHERE sandbox > ?1 ORDER BY sandbox LIMIT ?2",
     )?;
-    let found = statement.query_map(params![sandbox, before_us], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let found: Vec<(String, i64)> = found.collect::<Result<_, _>>()?;
+    let sandboxes = statement.query_map(params![after, AT_ONCE as i64], |row| row.get(0))?;
+    let sandboxes: Vec<String> = sandboxes.collect::<Result<_, _>>()?;
     let mut gone = 0;
-    for (execution, last) in found {
-        // The last one takes the others up.
-        tx.execute(
-            "UPDATE usage_delta SET (from_us, wall_us, vcpu_alloc_us, mem_alloc_mib_us, cpu_used_us, mem_used_mib_us,
-               disk_mib_us, snapshot_mib_us, net_egress_bytes, net_ingress_bytes) =
-             (SELECT min(from_us), sum(wall_us), sum(vcpu_alloc_us), sum(mem_alloc_mib_us), sum(cpu_used_us),
-               sum(mem_used_mib_us), sum(disk_mib_us), sum(snapshot_mib_us), sum(net_egress_bytes),
-               sum(net_ingress_bytes) FROM usage_delta WHERE execution = ?1 AND seq <= ?2)
-             WHERE execution = ?1 AND seq = ?2",
-            params![execution, last],
-        )?;
-        gone += tx
-            .execute("DELETE FROM usage_delta WHERE execution = ?1 AND seq < ?2", params![execution, last])?;
+    for sandbox in &sandboxes {
+        gone += fold_usage_of(tx, sandbox, before_us)?;
     }
-    Ok(gone)
+    Ok(sandboxes.into_iter().next_back().map(|last| (last, gone)))
 }
 
-/// Forgets some of the sandboxes that were destroyed before `before_us`; returns which.
-pub fn forget_destroyed(tx: &Transaction<'_>, before_us: i64) -> Result<Vec<String>, Error> {
+fn fold_usage_of(tx: &Transaction<'_>, sandbox: &str, before_us: i64) -> Result<usize, Error> {
+    let mut statement = tx
+        .prepare_cached("SELECT count(*), max(rowid) FROM usage_delta WHERE sandbox = ?1 AND from_us < ?2")?;
+    let old = statement.query_row(params![sandbox, before_us], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (2.., Some(last)): (i64, Option<i64>) = old else { return Ok(0) };
+    // The last one takes the others up.
+    tx.execute(
+        "UPDATE usage_delta SET (from_us, to_us, wall_us, vcpu_alloc_us, mem_alloc_mib_us, cpu_used_us, mem_used_mib_us,
+           disk_mib_us, snapshot_mib_us, net_egress_bytes, net_ingress_bytes) =
+         (SELECT min(from_us), max(to_us), sum(wall_us), sum(vcpu_alloc_us), sum(mem_alloc_mib_us), sum(cpu_used_us),
+           sum(mem_used_mib_us), sum(disk_mib_us), sum(snapshot_mib_us), sum(net_egress_bytes),
+           sum(net_ingress_bytes) FROM usage_delta WHERE sandbox = ?1 AND from_us < ?2)
+         WHERE rowid = ?3",
+        params![sandbox, before_us, last],
+    )?;
+    let others = "DELETE FROM usage_delta WHERE sandbox = ?1 AND from_us < ?2 AND rowid <> ?3";
+    Ok(tx.execute(others, params![sandbox, before_us, last])?)
+}
+
+/// Forgets some of the executions that ended before `before_us`; returns how many. What they used stays.
+pub fn forget_ended(tx: &Transaction<'_>, before_us: i64) -> Result<usize, Error> {
+    let some = "DELETE FROM execution WHERE id IN (SELECT id FROM execution WHERE ended_us < ?1 LIMIT ?2)";
+    Ok(tx.execute(some, params![before_us, AT_ONCE as i64])?)
+}
+
+/// Forgets some of the sandboxes that were destroyed before `before_us`, with all that is theirs; returns how many.
+pub fn forget_destroyed(tx: &Transaction<'_>, before_us: i64) -> Result<usize, Error> {
     let mut statement =
         tx.prepare_cached("SELECT id FROM sandbox WHERE state = 'destroyed' AND changed_us < ?1 LIMIT ?2")?;
-    let ids = statement.query_map(params![before_us, FORGOTTEN_AT_ONCE as i64], |row| row.get(0))?;
+    let ids = statement.query_map(params![before_us, AT_ONCE as i64], |row| row.get(0))?;
     let ids: Vec<String> = ids.collect::<Result<_, _>>()?;
     for id in &ids {
-        for table in ["usage_delta", "execution"] {
-            tx.execute(&format!("DELETE FROM {table} WHERE sandbox = ?1"), [id])?;
-        }
+        tx.execute("DELETE FROM usage_delta WHERE sandbox = ?1", [id])?;
+        tx.execute("DELETE FROM execution WHERE sandbox = ?1", [id])?;
         tx.execute("DELETE FROM sandbox WHERE id = ?1", [id])?;
     }
-    Ok(ids)
+    Ok(ids.len())
 }
 
 #[cfg(test)]
@@ -101,27 +111,28 @@ mod tests {
             insert(tx, "sbx_b", "exe_c", 1, 10)?;
             insert(tx, "sbx_b", "exe_c", 2, 20)?;
             let sums = "SELECT sum(wall_us), sum(net_ingress_bytes), sum(disk_mib_us) FROM usage_delta";
-            let sum = |tx: &Transaction<'_>| {
-                tx.query_row(sums, [], |row| {
-                    Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
-                })
+            let sum = |tx: &Transaction<'_>| -> Result<[i64; 3], Error> {
+                Ok(tx.query_row(sums, [], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?]))?)
             };
             let before = sum(tx)?;
-            assert_eq!(fold_usage(tx, "sbx_a", 35)?, 2);
-            assert_eq!(fold_usage(tx, "sbx_a", 35)?, 0, "there is nothing left to fold");
+            assert_eq!(fold_usage(tx, "", 35)?, Some(("sbx_b".to_owned(), 4)));
+            assert_eq!(
+                fold_usage(tx, "", 35)?,
+                Some(("sbx_b".to_owned(), 0)),
+                "there is nothing left to fold"
+            );
+            assert_eq!(fold_usage(tx, "sbx_b", 35)?, None);
             assert_eq!(sum(tx)?, before);
             rows(tx)
         });
-        let of = |execution: &str, seq, from_us, wall_us, bytes| {
-            (execution.to_owned(), seq, from_us, seq * 10 + 10, wall_us, bytes)
+        let of = |execution: &str, seq, from_us, to_us, wall_us, bytes| {
+            (execution.to_owned(), seq, from_us, to_us, wall_us, bytes)
         };
         let expected = vec![
-            of("exe_a", 3, 10, 30, 270),
-            of("exe_a", 4, 40, 10, 90),
-            of("exe_a", 5, 50, 10, 90),
-            of("exe_b", 1, 10, 10, 90),
-            of("exe_c", 1, 10, 10, 90),
-            of("exe_c", 2, 20, 10, 90),
+            of("exe_a", 4, 40, 50, 10, 90),
+            of("exe_a", 5, 50, 60, 10, 90),
+            of("exe_b", 1, 10, 40, 40, 360),
+            of("exe_c", 2, 10, 30, 20, 180),
         ];
         assert_eq!(folded.await.unwrap(), expected);
     }
@@ -139,13 +150,13 @@ mod tests {
                 )?;
                 tx.execute(
                     "INSERT INTO execution (id, sandbox, phase, image, vmm_uid, token, epoch, boot_id, created_us, ended_us)
-                     VALUES ('exe_' || ?1, ?1, 'ending', 'i', 1, 't', 1, 'b', 1, 2)",
-                    [id],
+                     VALUES ('exe_' || ?1, ?1, 'ending', 'i', 1, 't', 1, 'b', 1, ?2)",
+                    params![id, if id == "sbx_up" { 9 } else { 2 }],
                 )?;
                 insert(tx, id, &format!("exe_{id}"), 1, 1)?;
             }
-            assert_eq!(forget_destroyed(tx, 10)?, ["sbx_old"]);
-            assert!(forget_destroyed(tx, 10)?.is_empty());
+            assert_eq!((forget_destroyed(tx, 10)?, forget_destroyed(tx, 10)?), (1, 0));
+            assert_eq!((forget_ended(tx, 2)?, forget_ended(tx, 3)?), (0, 1), "that of the one that still runs was longer");
             let mut left = Vec::new();
             for table in ["sandbox", "execution", "usage_delta"] {
                 let count = format!("SELECT count(*) FROM {table}");
@@ -153,6 +164,6 @@ mod tests {
             }
             Ok(left)
         });
-        assert_eq!(left.await.unwrap(), [2, 2, 2]);
+        assert_eq!(left.await.unwrap(), [2, 1, 2]);
     }
 }

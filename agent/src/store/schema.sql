@@ -94,6 +94,7 @@ CREATE TABLE outbox (
 ) STRICT;
 -- version 2
 CREATE INDEX execution_sandbox ON execution (sandbox);
+CREATE INDEX execution_ended ON execution (ended_us) WHERE ended_us IS NOT NULL;
 CREATE INDEX sandbox_destroyed ON sandbox (changed_us) WHERE state = 'destroyed';
 -- What each data-plane process had counted of the bytes in egress_bytes and ingress_bytes.
 ALTER TABLE reading ADD COLUMN egress_run INTEGER NOT NULL DEFAULT 0;
