@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use postgres::error::SqlState;
@@ -19,7 +19,9 @@ use super::schema::{self, Dialect, Schema};
 use super::tx::{Session as TxSession, Task, Tx};
 use super::value::{Row, Value};
 
-const ATTEMPTS: u32 = 24;
+/// How long a transaction that loses against others is tried again. By time, not by count: in a burst of creates over
+/// two schedulers the unluckiest one loses as often as there are others.
+const PATIENCE: Duration = Duration::from_secs(5);
 const BACKOFF_FIRST: Duration = Duration::from_millis(1);
 const BACKOFF_MOST: Duration = Duration::from_millis(50);
 const STATEMENT_CACHE: usize = 256;
@@ -148,10 +150,12 @@ impl Session {
     /// Runs the task in the transaction that has begun, and in further ones while it loses.
     fn run(&mut self, begin: &str, task: &mut dyn Task) -> Result<(), Error> {
         let mut backoff = BACKOFF_FIRST;
-        for attempt in 0..ATTEMPTS {
-            if attempt > 0 {
+        let (begun, mut attempts) = (Instant::now(), 0);
+        loop {
+            if attempts > 0 {
                 self.batch(begin)?;
             }
+            attempts += 1;
             let mut tx = Tx::new(TxSession::Postgres(self));
             let commit = task.run(&mut tx);
             let mut lost = tx.is_lost();
@@ -168,10 +172,12 @@ impl Session {
             if !lost {
                 return Ok(());
             }
+            if begun.elapsed() >= PATIENCE {
+                return Err(Error::Contention { attempts });
+            }
             std::thread::sleep(backoff.mul_f64(jitter()));
             backoff = (backoff * 2).min(BACKOFF_MOST);
         }
-        Err(Error::Contention { attempts: ATTEMPTS })
     }
 
     fn batch(&mut self, sql: &str) -> Result<(), Error> {
