@@ -56,16 +56,18 @@ pub(super) struct Times {
 pub(super) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let stack = Stack::for_test("bench-create")?;
     let control = learn(&stack)?;
+    let log = stack.place().log("agent");
+    let learnt = std::fs::metadata(&log)?.len() as usize;
     let [mut product, mut bare] = [Times::default(), Times::default()];
     for _ in 0..options.rounds {
         take_turn(&stack, &mut product)?;
         control.take_turn(&mut bare)?;
     }
     control.remove()?;
-    let log = std::fs::read_to_string(stack.place().log("agent"))?;
+    let log = std::fs::read_to_string(log)?;
     stack.finish()?;
     add(report, &product, &bare);
-    Steps::read(&log).add(report);
+    Steps::read(log.get(learnt..).unwrap_or_default()).add(report);
     add_agent(report, options.null)
 }
 

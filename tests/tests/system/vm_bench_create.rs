@@ -13,7 +13,7 @@ fn vm_bench_create_has_every_figure_of_product_and_control() {
     let found: Vec<_> =
         figures.iter().map(|figure| (figure["id"].as_str().unwrap(), figure["n"].as_u64())).collect();
     let (one, execs, null) = (Some(1), Some(5), Some(2));
-    let expected = [
+    let whole = [
         ("create.cold", one),
         ("resume", one),
         ("resume.to_cold", one),
@@ -22,9 +22,9 @@ fn vm_bench_create_has_every_figure_of_product_and_control() {
         ("exec.true", execs),
         ("exec.python", execs),
         ("pause", one),
-        ("agent.wall", null),
-        ("agent.cpu", null),
     ];
+    let steps = [[("create.cold.step", one); 5], [("resume.step", one); 5]].concat();
+    let expected = [&whole[..], &steps, &[("agent.wall", null), ("agent.cpu", null)]].concat();
     assert_eq!(found, expected);
     for figure in &figures {
         let id = figure["id"].as_str().unwrap();
