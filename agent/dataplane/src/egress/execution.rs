@@ -206,4 +206,11 @@ impl Execution {
         let (execution, sandbox, error) = (&self.id, &self.subject.sandbox, chain(error));
         tracing::error!(%execution, %sandbox, calls, error, "refused calls that cannot be audited");
     }
+
+    /// The same of calls whose credentials cannot be asked for.
+    pub(crate) fn tell_unresolved(&self, error: &(dyn std::error::Error + 'static)) {
+        let Some(calls) = self.limits.count_unresolved() else { return };
+        let (execution, sandbox, error) = (&self.id, &self.subject.sandbox, chain(error));
+        tracing::warn!(%execution, %sandbox, calls, error, "refused calls whose credentials cannot be asked for");
+    }
 }

@@ -22,7 +22,8 @@ pub(crate) struct ExecutionLimits {
     pub(crate) connections: Arc<Semaphore>,
     dns_queries: Bucket,
     leaves: Bucket,
-    complaints: Complaints,
+    unaudited: Complaints,
+    unresolved: Complaints,
 }
 
 impl ExecutionLimits {
@@ -31,7 +32,8 @@ impl ExecutionLimits {
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             dns_queries: Bucket::new(DNS_QUERIES_PER_S, DNS_BURST),
             leaves: Bucket::new(LEAVES_PER_S, LEAVES_BURST),
-            complaints: Complaints::default(),
+            unaudited: Complaints::default(),
+            unresolved: Complaints::default(),
         }
     }
 
@@ -54,7 +56,12 @@ impl ExecutionLimits {
     /// How many calls have been refused for want of their rows since the log last said so, this one included, if
     /// it is time to say so.
     pub(crate) fn count_unaudited(&self) -> Option<u64> {
-        self.complaints.count()
+        self.unaudited.count()
+    }
+
+    /// The same of calls whose placeholders could not be looked up.
+    pub(crate) fn count_unresolved(&self) -> Option<u64> {
+        self.unresolved.count()
     }
 }
 

@@ -87,7 +87,7 @@ pub(crate) async fn judge(asker: Asker<'_>, parts: &Parts) -> Result<Substitutio
     match resolve(asker.execution, placeholders).await {
         Ok(leases) => decide(asker.host, asker.tls, asker.by_address, found, &leases),
         Err(error) => {
-            tracing::warn!(execution = %asker.execution.id, error = chain(&error), "no credentials");
+            asker.execution.tell_unresolved(&error);
             let message =
                 "credentials cannot be checked at the moment because the scheduler is away; try again later";
             let status = StatusCode::SERVICE_UNAVAILABLE;
