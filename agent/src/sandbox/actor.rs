@@ -249,9 +249,11 @@ pub enum Reaction {
     KeepRunning,
 }
 
-/// There is an execution, and it is to be paused or stopped.
+/// There is an execution that is to be paused or stopped and is not being taken down yet: from then on what edge
+/// holds counts, however long it took to get there.
 fn is_to_end(sandbox: &Sandbox) -> bool {
-    sandbox.execution.is_some() && matches!(sandbox.target(), Run::Paused | Run::Stopped)
+    let is_up = sandbox.execution.as_ref().is_some_and(|execution| execution.phase < Phase::Ending);
+    is_up && matches!(sandbox.target(), Run::Paused | Run::Stopped)
 }
 
 /// What people read about an end that a failed step led to.

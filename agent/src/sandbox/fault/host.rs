@@ -248,6 +248,8 @@ impl World for MemoryHost {
         let id = execution.id;
         self.effect("kill_vmm", |host| {
             host.vms.remove(&id);
+            // What it died of is gone.
+            host.edge_dies = false;
             host.ends.entry(id).or_insert(host.now_us);
             Ok(())
         })

@@ -256,7 +256,10 @@ async fn an_edge_that_keeps_dying_keeps_no_sandbox_running() {
         let mut rig = Rig::new();
         rig.want(Run::Running).await;
         rig.settle().await;
-        rig.world.with(|host| host.edge_dies = true);
+        rig.world.with(|host| {
+            host.edge_dies = true;
+            host.egress.clear();
+        });
         rig.want(run).await;
         let context = actor::Context {
             world: rig.world.clone(),
@@ -272,6 +275,7 @@ async fn an_edge_that_keeps_dying_keeps_no_sandbox_running() {
         }
         let took = begun.elapsed();
         assert!((30..90).contains(&took.as_secs()), "{run:?} after {took:?}");
+        rig.world.with(|host| assert!(host.edge.is_empty(), "back again, it still holds what is gone"));
     }
 }
 
