@@ -109,11 +109,6 @@ impl Session {
         self.inner.holds(execution)
     }
 
-    /// Every execution the process holds, or none while it is away.
-    pub fn list_held(&self) -> Vec<String> {
-        self.inner.lock().as_ref().map(|link| link.held.keys().cloned().collect()).unwrap_or_default()
-    }
-
     /// Sends `ask` with its descriptors and waits for the answer.
     pub async fn request(
         &self,

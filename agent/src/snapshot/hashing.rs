@@ -1,7 +1,7 @@
 //! SHA-256 of a file on a thread of its own, beside the reading or writing of it.
 //!
-//! Owns the thread and the buffers that go round: filled here, hashed there, given back empty. Hashing takes about as
-//! long as everything else about a memory file, and a VMM that starts leaves the other cores idle.
+//! Owns the thread and the buffers that go round: filled here, hashed there, given back empty. A guest waits for its
+//! memory, and hashing is a good part of that time.
 
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};

@@ -142,6 +142,7 @@ impl<F: Read> Tally<F> {
         Ok(place)
     }
 }
+
 /// Writes all pages of `source` that are not zero.
 pub fn write(source: &impl Source, file: impl Write) -> Result<Contents, Error> {
     let mut tally = Tally::new(file)?;
