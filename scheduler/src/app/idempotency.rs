@@ -18,6 +18,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use roost_domain::Ulid;
+use roost_domain::sabotage::Defence;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
@@ -160,7 +161,7 @@ async fn wait_for_answer(app: &App, caller: &Caller, key: &str, deadline: Instan
 impl Ticket {
     /// The id of what the work makes, if it makes something.
     pub fn effect(&self) -> Ulid {
-        effect(&self.claim)
+        if Defence::KeyEffect.is_off() { Ulid::generate() } else { effect(&self.claim) }
     }
 
     /// Runs the work and keeps the key claimed for as long as it takes.

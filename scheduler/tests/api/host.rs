@@ -11,7 +11,7 @@ use roost_domain::desired::{Desired, Offer, Receipt, Run as Wanted, Standing};
 use roost_domain::id::{ExecutionId, HostId};
 use roost_proto::host::ensure_server::{Ensure, EnsureServer};
 use roost_proto::host::gateway_server::GatewayServer;
-use roost_proto::host::{EnsureReply, EnsureRequest, Run, SandboxStatus, State};
+use roost_proto::host::{EnsureReply, EnsureRequest, HostInfo, Run, SandboxStatus, State};
 use roost_scheduler::pki::{Pki, Role};
 use roost_scheduler::store::{Store, host};
 use tokio::net::TcpListener;
@@ -61,6 +61,23 @@ pub struct Keyed {
 }
 
 impl Host {
+    /// What it says of itself, as the store has it.
+    pub async fn info(&self, store: &Store) -> HostInfo {
+        let id = self.id.clone();
+        let row = store.read(move |tx| host::find(tx, &id)).await.unwrap().unwrap();
+        HostInfo {
+            version: row.version,
+            ensure_address: row.ensure_address,
+            gateway_address: row.gateway_address,
+            preview_address: row.preview_address,
+            memory_mib: row.memory_mib,
+            disk_mib: row.disk_mib,
+            vcpus: u32::try_from(row.vcpus).unwrap(),
+            templates: row.templates,
+            vmm: row.vmm,
+        }
+    }
+
     /// Joins the fleet and serves.
     pub async fn start(
         store: &Store,

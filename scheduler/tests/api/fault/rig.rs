@@ -8,10 +8,10 @@ use roost_daemon::clock::Clock as _;
 use roost_daemon::shutdown::Shutdown;
 use roost_proto::host::fleet_client::FleetClient;
 use roost_proto::host::outbox_row::Row as Body;
-use roost_proto::host::{HostInfo, OutboxRow, SandboxStatus, State, SyncRequest, UploadRequest};
+use roost_proto::host::{OutboxRow, SandboxStatus, State, SyncRequest, UploadRequest};
 use roost_scheduler::pki::SCHEDULER_NAME;
 use roost_scheduler::store::sandbox::{self, Filter, Sandbox};
-use roost_scheduler::store::{Store, host, params};
+use roost_scheduler::store::{Store, params};
 use roost_scheduler::{fleet, sweep};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
@@ -148,7 +148,7 @@ impl Rig {
             let sandboxes = self.held().into_iter().filter(|status| status.state() != State::Destroyed);
             let request = SyncRequest {
                 host_id: self.world.host.id.clone(),
-                info: Some(self.info().await),
+                info: Some(self.world.host.info(&self.store).await),
                 sandboxes: sandboxes.collect(),
                 time_us: self.clock.now_us(),
             };
@@ -188,22 +188,6 @@ impl Rig {
             .identity(Identity::from_pem(&agent.chain_pem, &agent.key_pem));
         let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap();
         endpoint.connect().await.unwrap()
-    }
-
-    async fn info(&self) -> HostInfo {
-        let id = self.world.host.id.clone();
-        let row = self.store.read(move |tx| host::find(tx, &id)).await.unwrap().unwrap();
-        HostInfo {
-            version: row.version,
-            ensure_address: row.ensure_address,
-            gateway_address: row.gateway_address,
-            preview_address: row.preview_address,
-            memory_mib: row.memory_mib,
-            disk_mib: row.disk_mib,
-            vcpus: u32::try_from(row.vcpus).unwrap(),
-            templates: row.templates,
-            vmm: row.vmm,
-        }
     }
 
     /// This case's sandboxes, the destroyed ones too.

@@ -34,7 +34,8 @@ impl Pair {
     }
 
     async fn sync(&self, sandboxes: Vec<proto::SandboxStatus>) -> proto::SyncRequest {
-        let (host_id, info) = (self.a.host.id.clone(), Some(self.info().await));
+        let host = &self.a.host;
+        let (host_id, info) = (host.id.clone(), Some(host.info(&self.a.app.store).await));
         proto::SyncRequest { host_id, info, sandboxes, time_us: self.host_us() }
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use roost_daemon::clock::Clock as _;
 use roost_daemon::shutdown::Shutdown;
-use roost_proto::host::{HostInfo, SandboxStatus};
+use roost_proto::host::SandboxStatus;
 use roost_scheduler::fleet;
 use roost_scheduler::pki::SCHEDULER_NAME;
 use roost_scheduler::store::quota::{self, Subject};
@@ -141,22 +141,6 @@ impl Pair {
     /// What the host says of all it holds.
     fn held(&self) -> Vec<SandboxStatus> {
         self.a.host.held.lock().unwrap().values().map(|(_, status)| status.clone()).collect()
-    }
-
-    async fn info(&self) -> HostInfo {
-        let id = self.a.host.id.clone();
-        let row = self.a.app.store.read(move |tx| host::find(tx, &id)).await.unwrap().unwrap();
-        HostInfo {
-            version: row.version,
-            ensure_address: row.ensure_address,
-            gateway_address: row.gateway_address,
-            preview_address: row.preview_address,
-            memory_mib: row.memory_mib,
-            disk_mib: row.disk_mib,
-            vcpus: u32::try_from(row.vcpus).unwrap(),
-            templates: row.templates,
-            vmm: row.vmm,
-        }
     }
 
     /// The host's own clock, which is neither scheduler's.
